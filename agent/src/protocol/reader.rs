@@ -1,0 +1,1 @@
+//! Reads captured bytes with bounds checked.

@@ -1,0 +1,2 @@
+//! Turns spans into OTLP.
+pub mod traces;

@@ -1,0 +1,60 @@
+//! Counters of the kernel side: one per reason for which something is not
+//! seen, so that no loss is silent.
+
+/// A slot of the `COUNTERS` per-CPU array.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// Records written to the ring.
+    RecordsWritten = 0,
+    /// Data records lost because the ring was full.
+    DataRingFull = 1,
+    /// Connection records lost because the ring was full.
+    ConnectionRingFull = 2,
+    /// Process records lost because the ring was full.
+    ProcessRingFull = 3,
+    /// Payload bytes beyond a message's budget: counted, not copied.
+    BytesOverBudget = 4,
+    /// Payload bytes that could not be read from the process.
+    PayloadFault = 5,
+    /// A connection was not recorded because the table was full.
+    ConnectionTableFull = 6,
+    /// A thread was not recorded because the table was full.
+    ThreadTableFull = 7,
+    /// A context copy was not recorded because the table refused it.
+    ContextTableRefused = 8,
+    /// A socket's addresses could not be read.
+    SocketUnreadable = 9,
+    /// A thread's `PyThreadState` failed its self-check.
+    ThreadStateMismatch = 10,
+    /// System calls seen on muted connections.
+    MutedCalls = 11,
+    /// `PyContext_CopyCurrent` calls seen.
+    ContextCopies = 12,
+    /// Writes queued by an event loop's transport.
+    QueuedWrites = 13,
+    /// A forked child was not followed because the table was full.
+    TargetTableFull = 14,
+}
+
+impl Counter {
+    /// Every counter with its name as the operator reads it and whether it
+    /// counts a loss.
+    pub const ALL: [(Self, &'static str, bool); 15] = [
+        (Self::RecordsWritten, "kernel.records", false),
+        (Self::DataRingFull, "kernel.lost.data_ring_full", true),
+        (Self::ConnectionRingFull, "kernel.lost.connection_ring_full", true),
+        (Self::ProcessRingFull, "kernel.lost.process_ring_full", true),
+        (Self::BytesOverBudget, "kernel.bytes_over_budget", false),
+        (Self::PayloadFault, "kernel.lost.payload_fault", true),
+        (Self::ConnectionTableFull, "kernel.lost.connection_table_full", true),
+        (Self::ThreadTableFull, "kernel.lost.thread_table_full", true),
+        (Self::ContextTableRefused, "kernel.lost.context_table_refused", true),
+        (Self::SocketUnreadable, "kernel.lost.socket_unreadable", true),
+        (Self::ThreadStateMismatch, "kernel.thread_state_mismatch", false),
+        (Self::MutedCalls, "kernel.muted_calls", false),
+        (Self::ContextCopies, "kernel.context_copies", false),
+        (Self::QueuedWrites, "kernel.queued_writes", false),
+        (Self::TargetTableFull, "kernel.lost.target_table_full", true),
+    ];
+}

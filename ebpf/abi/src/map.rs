@@ -1,0 +1,135 @@
+//! Keys and values of the BPF maps that the agent writes or reads.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Bits of [`Target::flags`].
+pub mod target_flag {
+    /// The offsets in [`super::Target`] are filled in.
+    pub const PYTHON: u32 = 1;
+    /// The thread pointer leads to the key slot through one more pointer
+    /// (musl), see [`super::Target::tss_indirect`].
+    pub const TSS_INDIRECT: u32 = 2;
+    /// The server creates a request's task inside the callback that reads
+    /// the end of its head, on an event loop that reads outside any context
+    /// (uvicorn on uvloop).
+    pub const TASK_AFTER_READ: u32 = 4;
+}
+
+/// A traced process: value of `TARGETS`, keyed by process id.
+///
+/// Written by the agent, copied to children by the fork program.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Target {
+    /// See [`target_flag`].
+    pub flags: u32,
+    /// Offset of `PyThreadState.thread_id`, bytes.
+    pub tstate_thread_id: u32,
+    /// Offset of `PyThreadState.context`, bytes.
+    pub tstate_context: u32,
+    /// Offset of `PyContext.ctx_entered`, bytes.
+    pub context_entered: u32,
+    /// Distance from the thread pointer (or, with
+    /// [`target_flag::TSS_INDIRECT`], from the pointer found there) to the
+    /// slot of CPython's `autoTSSkey`, bytes.
+    pub tss_slot: i64,
+    /// With [`target_flag::TSS_INDIRECT`]: distance from the thread pointer
+    /// to the pointer to the slots, bytes.
+    pub tss_indirect: i64,
+    /// Offset of `_handle` in uvloop's `UVHandle` object, bytes.
+    pub uv_handle: u32,
+    /// Offset of `io_watcher.fd` in libuv's `uv_stream_t`, bytes.
+    pub uv_fd: u32,
+}
+
+/// Offsets in kernel structures, taken from the running kernel's BTF by the
+/// agent and patched into the programs as one global.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct KernelOffsets {
+    /// `task_struct.tgid`.
+    pub task_tgid: u32,
+    /// `task_struct.pid`.
+    pub task_pid: u32,
+    /// `task_struct.files`.
+    pub task_files: u32,
+    /// `task_struct.thread.fsbase` (x86_64) or `.thread.uw.tp_value`
+    /// (aarch64).
+    pub task_thread_pointer: u32,
+    /// `task_struct.signal`.
+    pub task_signal: u32,
+    /// `signal_struct.live`.
+    pub signal_live: u32,
+    /// `files_struct.fdt`.
+    pub files_fdt: u32,
+    /// `fdtable.max_fds`.
+    pub fdt_max_fds: u32,
+    /// `fdtable.fd`.
+    pub fdt_fd: u32,
+    /// `file.private_data`.
+    pub file_private_data: u32,
+    /// `socket.file`: points back, which proves a file to be a socket.
+    pub socket_file: u32,
+    /// `socket.sk`.
+    pub socket_sk: u32,
+    /// `socket.type`.
+    pub socket_type: u32,
+    /// `sock_common.skc_family`.
+    pub skc_family: u32,
+    /// `sock_common.skc_daddr`.
+    pub skc_daddr: u32,
+    /// `sock_common.skc_rcv_saddr`.
+    pub skc_rcv_saddr: u32,
+    /// `sock_common.skc_dport`.
+    pub skc_dport: u32,
+    /// `sock_common.skc_num`.
+    pub skc_num: u32,
+    /// `sock_common.skc_v6_daddr`.
+    pub skc_v6_daddr: u32,
+    /// `sock_common.skc_v6_rcv_saddr`.
+    pub skc_v6_rcv_saddr: u32,
+    /// `unix_sock.addr`.
+    pub unix_addr: u32,
+    /// `unix_sock.peer`.
+    pub unix_peer: u32,
+    /// `unix_address.len`.
+    pub unix_address_len: u32,
+    /// `unix_address.name`.
+    pub unix_address_name: u32,
+}
+
+/// Key of `CONNECTIONS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Descriptor {
+    /// Process id.
+    pub pid: u32,
+    /// File descriptor.
+    pub fd: i32,
+}
+
+/// A connection in the kernel: value of `CONNECTIONS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Connection {
+    /// Unique id; also the generation of the descriptor.
+    pub id: u64,
+    /// Bytes received so far.
+    pub received: u64,
+    /// Bytes sent so far.
+    pub sent: u64,
+    /// Payload bytes that may still be copied of the current message.
+    pub budget: u32,
+    /// System calls seen, wrapping.
+    pub calls: u32,
+    /// See [`crate::record::role`].
+    pub role: u8,
+    /// Direction of the last bytes, see [`crate::record::direction`].
+    pub direction: u8,
+    /// Non-zero: nothing of this connection is recorded any more.
+    pub muted: u8,
+    /// Zero.
+    pub pad: [u8; 5],
+}
+
+crate::pod!(Target, KernelOffsets, Descriptor, Connection);

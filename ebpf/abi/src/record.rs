@@ -1,0 +1,215 @@
+//! Records in the `EVENTS` ring buffer.
+//!
+//! Every record starts with its [`kind`]. The agent checks kind and length
+//! before it believes the rest. Times are `CLOCK_MONOTONIC` nanoseconds
+//! (`bpf_ktime_get_ns`).
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Values of the first byte of a record.
+pub mod kind {
+    /// [`super::Data`], followed by `captured` payload bytes.
+    pub const DATA: u8 = 1;
+    /// [`super::Open`].
+    pub const OPEN: u8 = 2;
+    /// [`super::Close`].
+    pub const CLOSE: u8 = 3;
+    /// [`super::Process`]: a target process forked; `pid` is the child.
+    pub const FORK: u8 = 4;
+    /// [`super::Process`]: a target process replaced its image.
+    pub const EXEC: u8 = 5;
+    /// [`super::Process`]: the last thread of a target process ended.
+    pub const EXIT: u8 = 6;
+    /// [`super::Process`]: a target process began to listen on a socket.
+    pub const LISTEN: u8 = 7;
+    /// How many kinds there are, the unused 0 included.
+    pub const COUNT: usize = 8;
+}
+
+/// Values of [`Data::direction`].
+pub mod direction {
+    /// Bytes the process received.
+    pub const RECEIVED: u8 = 0;
+    /// Bytes the process sent.
+    pub const SENT: u8 = 1;
+}
+
+/// Values of [`Open::role`] and of a connection's role in the kernel.
+pub mod role {
+    /// Not known yet: a connection that is older than the attach.
+    pub const UNKNOWN: u8 = 0;
+    /// The process called `connect`.
+    pub const CLIENT: u8 = 1;
+    /// The process called `accept`.
+    pub const SERVER: u8 = 2;
+}
+
+/// Values of [`Data::rule`]: by which evidence the kernel found the owner of
+/// an event, or why it found none.
+pub mod rule {
+    /// Not asked for: a server connection's own traffic owns itself.
+    pub const NONE: u8 = 0;
+    /// The thread's current `PyContext`, or one it was copied from, was
+    /// current when the owner's request was read.
+    pub const CONTEXT: u8 = 1;
+    /// The thread read the owner's request, has waited for nothing else
+    /// since, and runs outside any entered `PyContext`.
+    pub const THREAD: u8 = 2;
+    /// As [`CONTEXT`], with one link inferred: the context was the first to
+    /// be copied after the owner's bytes were read by an event loop that
+    /// reads outside any context (uvloop). Holds only if those bytes
+    /// completed the request's head, which the agent checks.
+    pub const CONTEXT_AFTER_READ: u8 = 3;
+    /// The bytes were queued by an event loop's transport earlier; the owner
+    /// is the one found (by context) when they were queued.
+    pub const QUEUED: u8 = 4;
+    /// As [`QUEUED`] with a link inferred as in [`CONTEXT_AFTER_READ`].
+    pub const QUEUED_AFTER_READ: u8 = 5;
+    /// No owner: the context is known and belongs to no request.
+    pub const UNOWNED_CONTEXT: u8 = 16;
+    /// No owner: the context was never seen being copied (older than the
+    /// attach, or evicted).
+    pub const UNKNOWN_CONTEXT: u8 = 17;
+    /// No owner: an event loop's thread outside any context.
+    pub const EVENT_LOOP: u8 = 18;
+    /// No owner: the thread has read no request.
+    pub const IDLE_THREAD: u8 = 19;
+    /// No owner: the thread's `PyThreadState` could not be read.
+    pub const NO_THREAD_STATE: u8 = 20;
+    /// No owner: bytes of several owners were queued on one connection.
+    pub const MIXED_QUEUE: u8 = 21;
+}
+
+/// Bits of [`Data::flags`].
+pub mod flag {
+    /// The system call moved bytes without showing them (`sendfile`).
+    pub const UNSEEN: u8 = 1;
+}
+
+/// Which bytes of which connection caused an event.
+///
+/// `conn` 0 means nobody. The agent maps it to the exchange of `conn` whose
+/// request covers the byte at `offset` of the received stream.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Owner {
+    /// Connection id, as in [`Open::conn`].
+    pub conn: u64,
+    /// Offset in the connection's received stream, in bytes.
+    pub offset: u64,
+}
+
+/// Bytes that a target process received or sent on a connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Data {
+    /// [`kind::DATA`].
+    pub kind: u8,
+    /// See [`direction`].
+    pub direction: u8,
+    /// See [`rule`].
+    pub rule: u8,
+    /// See [`flag`].
+    pub flags: u8,
+    /// Process (thread group) id in the initial pid namespace.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// File descriptor.
+    pub fd: i32,
+    /// Connection id: unique since the programs were loaded.
+    pub conn: u64,
+    /// Offset of the first byte in its direction's stream, in bytes.
+    pub offset: u64,
+    /// Bytes transferred.
+    pub len: u32,
+    /// Payload bytes that follow this struct; at most `len`.
+    pub captured: u32,
+    /// When the system call began, or 0 where it is not known.
+    pub started: u64,
+    /// When the system call returned.
+    pub at: u64,
+    /// Whose event it is.
+    pub owner: Owner,
+    /// Address of the thread's current `PyContext`, or 0.
+    pub context: u64,
+    /// The last bytes of the transfer, right-aligned.
+    pub tail: [u8; 8],
+}
+
+/// A connection came into being, or was found at its first use.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Open {
+    /// [`kind::OPEN`].
+    pub kind: u8,
+    /// See [`role`].
+    pub role: u8,
+    /// Address family: `AF_UNIX` 1, `AF_INET` 2, `AF_INET6` 10.
+    pub family: u8,
+    /// Zero.
+    pub pad: u8,
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// File descriptor.
+    pub fd: i32,
+    /// Connection id.
+    pub conn: u64,
+    /// When.
+    pub at: u64,
+    /// Local IP address; IPv4 in the first four bytes.
+    pub local: [u8; 16],
+    /// Peer IP address; IPv4 in the first four bytes.
+    pub peer: [u8; 16],
+    /// Local port, host order.
+    pub local_port: u16,
+    /// Peer port, host order.
+    pub peer_port: u16,
+    /// Zero.
+    pub pad2: u32,
+    /// Unix socket path of the listening side, zero-terminated; a leading
+    /// zero byte followed by others is an abstract name.
+    pub path: [u8; 112],
+}
+
+/// A connection's descriptor was closed or replaced.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Close {
+    /// [`kind::CLOSE`].
+    pub kind: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+    /// Process id.
+    pub pid: u32,
+    /// Connection id.
+    pub conn: u64,
+    /// When.
+    pub at: u64,
+    /// Bytes received in all.
+    pub received: u64,
+    /// Bytes sent in all.
+    pub sent: u64,
+}
+
+/// Something happened to a target process.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Process {
+    /// [`kind::FORK`], [`kind::EXEC`], [`kind::EXIT`] or [`kind::LISTEN`].
+    pub kind: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+    /// Process id.
+    pub pid: u32,
+    /// For a fork the parent's process id, else 0.
+    pub parent: u32,
+    /// For a listen the file descriptor, else 0.
+    pub fd: i32,
+    /// When.
+    pub at: u64,
+}
+
+crate::pod!(Owner, Data, Open, Close, Process);

@@ -1,0 +1,1 @@
+//! Shared by the live and replay tests.
