@@ -4,12 +4,14 @@
 //! tells the whole. The binary (`main.rs`) only parses arguments and calls
 //! [`run`].
 
-pub mod attribute;
-pub mod protocol;
-pub mod propagation;
 pub mod assemble;
-pub mod resource;
-pub mod signal;
+pub mod attribute;
 pub mod batch;
 pub mod export;
+pub mod probes;
+pub mod propagation;
+pub mod protocol;
+pub mod resource;
+pub mod signal;
+pub mod source;
 pub mod stats;

@@ -1,5 +1,104 @@
-//! BPF programs.
+//! The BPF programs: they copy bytes, count, and identify whose bytes they
+//! are. Protocols are parsed in user space.
+//!
+//! This file holds the entry points only. The agent's `probes` loads and
+//! attaches them; `source` reads what they write.
+
 #![no_std]
 #![no_main]
+
+mod arch;
+mod capture;
+mod connections;
+mod contexts;
+mod counters;
+mod emit;
+mod kernel;
+mod maps;
+mod processes;
+mod syscalls;
+mod threads;
+mod user;
+
+use aya_ebpf::macros::{raw_tracepoint, uprobe, uretprobe};
+use aya_ebpf::programs::{ProbeContext, RawTracePointContext, RetProbeContext};
+
+/// `sys_enter(struct pt_regs *regs, long id)`.
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub(crate) fn syscall_enter(ctx: RawTracePointContext) -> i32 {
+    syscalls::enter(ctx.arg(0), ctx.arg(1));
+    0
+}
+
+/// `sys_exit(struct pt_regs *regs, long ret)`.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub(crate) fn syscall_exit(ctx: RawTracePointContext) -> i32 {
+    syscalls::exit(ctx.arg(0), ctx.arg(1));
+    0
+}
+
+/// `sched_process_fork(struct task_struct *parent, struct task_struct *child)`.
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub(crate) fn process_fork(ctx: RawTracePointContext) -> i32 {
+    processes::fork(ctx.arg(0), ctx.arg(1));
+    0
+}
+
+/// `sched_process_exec(struct task_struct *p, pid_t old_pid, ...)`.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub(crate) fn process_exec(_ctx: RawTracePointContext) -> i32 {
+    processes::exec();
+    0
+}
+
+/// `sched_process_exit(struct task_struct *p, ...)`.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub(crate) fn process_exit(ctx: RawTracePointContext) -> i32 {
+    processes::exit(ctx.arg(0));
+    0
+}
+
+/// A `ret` instruction of `PyContext_CopyCurrent`: the copy is in the return
+/// register.
+#[uprobe]
+pub(crate) fn context_copied(ctx: ProbeContext) -> u32 {
+    contexts::copied(arch::return_value(&ctx));
+    0
+}
+
+/// The return of `PyContext_CopyCurrent`, where its `ret` instructions cannot
+/// all be found.
+#[uretprobe]
+pub(crate) fn context_returned(ctx: RetProbeContext) -> u32 {
+    contexts::copied(ctx.ret());
+    0
+}
+
+/// The return of a function that makes an empty or explicitly copied
+/// `PyContext`.
+#[uretprobe]
+pub(crate) fn context_created(ctx: RetProbeContext) -> u32 {
+    contexts::created(ctx.ret());
+    0
+}
+
+/// `write` and `writelines` of uvloop's `UVStream`: the transport is the
+/// first argument.
+#[uprobe]
+pub(crate) fn transport_write(ctx: ProbeContext) -> u32 {
+    if let Some(transport) = ctx.arg(0) {
+        contexts::queued(transport);
+    }
+    0
+}
+
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_'>) -> ! { loop {} }
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The helpers we call are GPL-only; the kernel accepts this declaration for
+/// code under the Apache License too, as it is offered under both.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

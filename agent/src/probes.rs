@@ -1,0 +1,316 @@
+//! Loads the BPF programs, attaches them, and writes the maps that steer them.
+//!
+//! With `source` the only module that names aya. It decides nothing: what to
+//! trace comes from `run`, where to probe from `target`.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use abi::counter::Counter;
+use abi::map::{Connection, Descriptor, KernelOffsets, Target};
+use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeScope};
+use aya::programs::{Program, ProgramError, RawTracePoint, UProbe};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+
+use crate::source::Source;
+
+/// The object that `build.rs` made.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/otel-ebpf-bpf"));
+
+/// Programs on tracepoints, with the tracepoint of each.
+const TRACEPOINTS: [(&str, &str); 5] = [
+    ("process_fork", "sched_process_fork"),
+    ("process_exec", "sched_process_exec"),
+    ("process_exit", "sched_process_exit"),
+    ("syscall_enter", "sys_enter"),
+    ("syscall_exit", "sys_exit"),
+];
+
+/// Programs on functions, attached when an interpreter is found.
+const FUNCTIONS: [&str; 4] = [
+    "context_copied",
+    "context_returned",
+    "context_created",
+    "transport_write",
+];
+
+/// Why the kernel side could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The object was left out of this build (`AYA_BUILD_SKIP=1`).
+    #[error("this agent was built without its bpf programs (AYA_BUILD_SKIP=1)")]
+    NoObject,
+    /// The object or its maps were refused.
+    #[error("cannot load the bpf object: {0}")]
+    Object(#[from] EbpfError),
+    /// A program was refused; the source carries the verifier's log.
+    #[error("cannot load or attach the bpf program {name}: {source}")]
+    Program {
+        /// Which program.
+        name: String,
+        /// Why, with the verifier's output.
+        source: Box<ProgramError>,
+    },
+    /// A map operation failed.
+    #[error("bpf map {name}: {source}")]
+    Map {
+        /// Which map.
+        name: &'static str,
+        /// Why.
+        source: MapError,
+    },
+    /// The object lacks a map or program: the build is broken.
+    #[error("the bpf object has no {0}")]
+    Missing(String),
+}
+
+/// What can be set before the load.
+#[derive(Clone, Copy, Debug)]
+pub struct ProbeSettings {
+    /// Offsets of the running kernel.
+    pub offsets: KernelOffsets,
+    /// Size of the event ring, bytes; a power of two of pages.
+    pub ring_bytes: u32,
+    /// Whether the kernel side may log through aya-log.
+    pub kernel_log: bool,
+}
+
+/// A place in a file where a function probe goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Hook {
+    /// A `ret` instruction of `PyContext_CopyCurrent`.
+    ContextCopied,
+    /// `PyContext_CopyCurrent` itself, by return probe.
+    ContextReturned,
+    /// A function that returns a new `PyContext`, by return probe.
+    ContextCreated,
+    /// `write` or `writelines` of uvloop's transport.
+    TransportWrite,
+}
+
+impl Hook {
+    fn program(self) -> &'static str {
+        match self {
+            Self::ContextCopied => "context_copied",
+            Self::ContextReturned => "context_returned",
+            Self::ContextCreated => "context_created",
+            Self::TransportWrite => "transport_write",
+        }
+    }
+}
+
+/// The loaded kernel side. Dropping it detaches and frees everything.
+pub struct Probes {
+    ebpf: Ebpf,
+    targets: HashMap<MapData, u32, Target>,
+    connections: HashMap<MapData, Descriptor, Connection>,
+    muted: HashMap<MapData, u64, u8>,
+    counters: PerCpuArray<MapData, u64>,
+    hooked: HashSet<(u64, u64, u64, Hook)>,
+}
+
+impl Probes {
+    /// Loads every program; nothing is attached yet.
+    pub fn load(settings: &ProbeSettings) -> Result<Self, ProbeError> {
+        if OBJECT.is_empty() {
+            return Err(ProbeError::NoObject);
+        }
+        let log_level: u8 = if settings.kernel_log { 5 } else { 0 };
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global("KERNEL_OFFSETS", &settings.offsets, true)
+            .override_global("AYA_LOG_LEVEL", &log_level, false)
+            .map_max_entries("EVENTS", settings.ring_bytes);
+        let mut ebpf = loader.load(OBJECT)?;
+        for (name, program) in ebpf.programs_mut() {
+            let loaded = match program {
+                Program::RawTracePoint(program) => program.load(),
+                Program::UProbe(program) => program.load(),
+                _ => {
+                    return Err(ProbeError::Missing(format!(
+                        "known kind for program {name}"
+                    )));
+                }
+            };
+            loaded.map_err(|source| ProbeError::Program {
+                name: name.to_owned(),
+                source: Box::new(source),
+            })?;
+        }
+        Ok(Self {
+            targets: map(&mut ebpf, "TARGETS")?,
+            connections: map(&mut ebpf, "CONNECTIONS")?,
+            muted: map(&mut ebpf, "MUTED")?,
+            counters: map(&mut ebpf, "COUNTERS")?,
+            hooked: HashSet::new(),
+            ebpf,
+        })
+    }
+
+    /// Every program's name and how many instructions the verifier looked
+    /// at, where the kernel tells (5.16).
+    pub fn programs(&self) -> Vec<(String, Option<u32>)> {
+        let mut programs: Vec<_> = self
+            .ebpf
+            .programs()
+            .map(|(name, program)| {
+                let verified = program
+                    .info()
+                    .ok()
+                    .and_then(|info| info.verified_instruction_count());
+                (name.to_owned(), verified)
+            })
+            .collect();
+        programs.sort();
+        programs
+    }
+
+    /// Attaches the tracepoint programs. Targets should be in place, so that
+    /// nothing of theirs is missed.
+    pub fn attach(&mut self) -> Result<(), ProbeError> {
+        for (name, tracepoint) in TRACEPOINTS {
+            let program: &mut RawTracePoint = program(&mut self.ebpf, name)?;
+            program
+                .attach(tracepoint)
+                .map_err(|source| ProbeError::Program {
+                    name: name.to_owned(),
+                    source: Box::new(source),
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Attaches a function probe at an offset of a file, once per file and
+    /// place. It fires in every process that maps the file; the programs
+    /// leave at once in those that are not targets.
+    ///
+    /// `file` identifies the file by device and inode; returns whether the
+    /// probe is new.
+    pub fn hook(
+        &mut self,
+        hook: Hook,
+        path: &Path,
+        file: (u64, u64),
+        offset: u64,
+    ) -> Result<bool, ProbeError> {
+        if !self.hooked.insert((file.0, file.1, offset, hook)) {
+            return Ok(false);
+        }
+        let name = hook.program();
+        let program: &mut UProbe = program(&mut self.ebpf, name)?;
+        let attached = program.attach(
+            UProbeAttachLocation::AbsoluteOffset(offset),
+            path,
+            UProbeScope::AllProcesses,
+        );
+        match attached {
+            Ok(_link) => Ok(true),
+            Err(source) => {
+                self.hooked.remove(&(file.0, file.1, offset, hook));
+                Err(ProbeError::Program {
+                    name: name.to_owned(),
+                    source: Box::new(source),
+                })
+            }
+        }
+    }
+
+    /// Begins to trace a process, or changes how it is read.
+    pub fn set_target(&mut self, pid: u32, target: &Target) -> Result<(), ProbeError> {
+        self.targets
+            .insert(pid, target, 0)
+            .map_err(|source| ProbeError::Map {
+                name: "TARGETS",
+                source,
+            })
+    }
+
+    /// Stops tracing a process. It may be gone already.
+    pub fn remove_target(&mut self, pid: u32) {
+        let _absent = self.targets.remove(&pid);
+    }
+
+    /// Tells the kernel of a connection older than the attach; false if the
+    /// kernel has seen the descriptor by itself meanwhile.
+    pub fn seed(&mut self, descriptor: Descriptor, connection: &Connection) -> bool {
+        /// `BPF_NOEXIST`: what the kernel side has seen is newer.
+        const NO_EXIST: u64 = 1;
+        self.connections
+            .insert(descriptor, connection, NO_EXIST)
+            .is_ok()
+    }
+
+    /// Makes the kernel forget a descriptor if it still holds this
+    /// connection.
+    pub fn forget(&mut self, descriptor: Descriptor, conn: u64) {
+        let held = self.connections.get(&descriptor, 0);
+        if held.is_ok_and(|connection| connection.id == conn) {
+            let _absent = self.connections.remove(&descriptor);
+        }
+    }
+
+    /// Asks the kernel to record nothing more of a connection.
+    pub fn mute(&mut self, conn: u64) {
+        let _full = self.muted.insert(conn, 1, 0);
+    }
+
+    /// Every kernel counter: name, value over all processors, whether it
+    /// counts a loss.
+    pub fn counters(&self) -> Vec<(&'static str, u64, bool)> {
+        Counter::ALL
+            .iter()
+            .map(|&(counter, name, loss)| {
+                let value = self
+                    .counters
+                    .get(&(counter as u32), 0)
+                    .map_or(0, |per_cpu| per_cpu.iter().sum());
+                (name, value, loss)
+            })
+            .collect()
+    }
+
+    /// Takes the event ring; there is only one reader.
+    pub fn source(&mut self) -> Result<Source, ProbeError> {
+        let ring = self
+            .ebpf
+            .take_map("EVENTS")
+            .ok_or_else(|| ProbeError::Missing("map EVENTS".to_owned()))?;
+        let ring = ring.try_into().map_err(|source| ProbeError::Map {
+            name: "EVENTS",
+            source,
+        })?;
+        Ok(Source::new(ring))
+    }
+}
+
+fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, ProbeError> {
+    ebpf.take_map(name)
+        .ok_or_else(|| ProbeError::Missing(format!("map {name}")))?
+        .try_into()
+        .map_err(|source| ProbeError::Map { name, source })
+}
+
+fn program<'a, T>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut T, ProbeError>
+where
+    &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name)
+        .ok_or_else(|| ProbeError::Missing(format!("program {name}")))?
+        .try_into()
+        .map_err(|source| ProbeError::Program {
+            name: name.to_owned(),
+            source: Box::new(source),
+        })
+}
+
+/// The names of all programs, for tests and `--load-only`.
+pub fn program_names() -> Vec<&'static str> {
+    let mut names: Vec<_> = TRACEPOINTS.iter().map(|&(name, _)| name).collect();
+    names.extend(FUNCTIONS);
+    names.sort_unstable();
+    names
+}

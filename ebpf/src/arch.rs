@@ -1,0 +1,134 @@
+//! What depends on the processor: system call numbers and registers.
+//!
+//! Nothing outside this module assumes a register or a number.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::programs::ProbeContext;
+
+/// The registers of a system call, read once per event.
+pub(crate) struct SyscallRegs {
+    /// Its number.
+    pub(crate) number: i64,
+    /// Its first four arguments.
+    pub(crate) args: [u64; 4],
+}
+
+#[cfg(bpf_target_arch = "x86_64")]
+mod imp {
+    //! x86_64: `struct pt_regs` of arch/x86/include/asm/ptrace.h (5.10 to
+    //! 7.0): r10 at 56, rdx 96, rsi 104, rdi 112, orig_rax 120.
+
+    /// System call numbers (arch/x86/entry/syscalls/syscall_64.tbl).
+    pub(crate) mod nr {
+        pub(crate) const READ: i64 = 0;
+        pub(crate) const WRITE: i64 = 1;
+        pub(crate) const CLOSE: i64 = 3;
+        pub(crate) const POLL: i64 = 7;
+        pub(crate) const READV: i64 = 19;
+        pub(crate) const WRITEV: i64 = 20;
+        pub(crate) const SELECT: i64 = 23;
+        pub(crate) const DUP: i64 = 32;
+        pub(crate) const DUP2: i64 = 33;
+        pub(crate) const SENDFILE: i64 = 40;
+        pub(crate) const CONNECT: i64 = 42;
+        pub(crate) const ACCEPT: i64 = 43;
+        pub(crate) const SENDTO: i64 = 44;
+        pub(crate) const RECVFROM: i64 = 45;
+        pub(crate) const SENDMSG: i64 = 46;
+        pub(crate) const RECVMSG: i64 = 47;
+        pub(crate) const LISTEN: i64 = 50;
+        pub(crate) const FCNTL: i64 = 72;
+        pub(crate) const EPOLL_WAIT: i64 = 232;
+        pub(crate) const PSELECT6: i64 = 270;
+        pub(crate) const PPOLL: i64 = 271;
+        pub(crate) const EPOLL_PWAIT: i64 = 281;
+        pub(crate) const ACCEPT4: i64 = 288;
+        pub(crate) const DUP3: i64 = 292;
+        pub(crate) const EPOLL_PWAIT2: i64 = 441;
+    }
+
+    use crate::kernel;
+
+    /// `rax`: where a function returns its value.
+    pub(crate) const RETURN: usize = 80 / 8;
+
+    /// The number and the first four arguments.
+    #[inline(always)]
+    pub(crate) fn call(regs: u64) -> Option<(i64, [u64; 4])> {
+        // From r10 to orig_rax.
+        let words: [u64; 9] = kernel::read(regs, 56)?;
+        Some((words[8] as i64, [words[7], words[6], words[5], words[0]]))
+    }
+}
+
+#[cfg(bpf_target_arch = "aarch64")]
+mod imp {
+    //! aarch64: `struct pt_regs` of arch/arm64/include/asm/ptrace.h: regs at
+    //! 0, orig_x0 at 272, syscallno (s32) at 280. x0 is overwritten by the
+    //! result, so the first argument comes from orig_x0.
+
+    /// System call numbers (include/uapi/asm-generic/unistd.h).
+    pub(crate) mod nr {
+        pub(crate) const READ: i64 = 63;
+        pub(crate) const WRITE: i64 = 64;
+        pub(crate) const CLOSE: i64 = 57;
+        /// Not on this architecture.
+        pub(crate) const POLL: i64 = -2;
+        pub(crate) const READV: i64 = 65;
+        pub(crate) const WRITEV: i64 = 66;
+        /// Not on this architecture.
+        pub(crate) const SELECT: i64 = -3;
+        pub(crate) const DUP: i64 = 23;
+        /// Not on this architecture.
+        pub(crate) const DUP2: i64 = -4;
+        pub(crate) const SENDFILE: i64 = 71;
+        pub(crate) const CONNECT: i64 = 203;
+        pub(crate) const ACCEPT: i64 = 202;
+        pub(crate) const SENDTO: i64 = 206;
+        pub(crate) const RECVFROM: i64 = 207;
+        pub(crate) const SENDMSG: i64 = 211;
+        pub(crate) const RECVMSG: i64 = 212;
+        pub(crate) const LISTEN: i64 = 201;
+        pub(crate) const FCNTL: i64 = 25;
+        /// Not on this architecture.
+        pub(crate) const EPOLL_WAIT: i64 = -5;
+        pub(crate) const PSELECT6: i64 = 72;
+        pub(crate) const PPOLL: i64 = 73;
+        pub(crate) const EPOLL_PWAIT: i64 = 22;
+        pub(crate) const ACCEPT4: i64 = 242;
+        pub(crate) const DUP3: i64 = 24;
+        pub(crate) const EPOLL_PWAIT2: i64 = 441;
+    }
+
+    use crate::kernel;
+
+    /// `x0`: where a function returns its value.
+    pub(crate) const RETURN: usize = 0;
+
+    /// The number and the first four arguments.
+    #[inline(always)]
+    pub(crate) fn call(regs: u64) -> Option<(i64, [u64; 4])> {
+        let regs_0_to_3: [u64; 4] = kernel::read(regs, 0)?;
+        let original_x0: u64 = kernel::read(regs, 272)?;
+        let number: i32 = kernel::read(regs, 280)?;
+        let [_result, second, third, fourth] = regs_0_to_3;
+        Some((i64::from(number), [original_x0, second, third, fourth]))
+    }
+}
+
+pub(crate) use imp::nr;
+
+/// Reads the system call's registers from the kernel's `pt_regs`.
+#[inline(always)]
+pub(crate) fn syscall_regs(regs: u64) -> Option<SyscallRegs> {
+    imp::call(regs).map(|(number, args)| SyscallRegs { number, args })
+}
+
+/// The value a probed function is about to return.
+#[inline(always)]
+pub(crate) fn return_value(ctx: &ProbeContext) -> u64 {
+    let regs: *const u64 = ctx.as_ptr().cast();
+    // SAFETY: the verifier checks accesses to the probe's `pt_regs`; RETURN
+    // lies inside it on this architecture.
+    unsafe { *regs.add(imp::RETURN) }
+}

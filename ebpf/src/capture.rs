@@ -1,0 +1,255 @@
+//! Copies transferred bytes into the ring, within a budget per message.
+
+use abi::counter::Counter;
+use abi::map::Connection;
+use abi::record::{Data, Owner, direction, flag, kind, role, rule};
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+
+use crate::contexts::{self, Finding};
+use crate::counters::{add, count};
+use crate::maps::{EVENTS, SCRATCH, thread_flag};
+use crate::{connections, emit, processes, threads, user};
+
+/// Where the bytes of a transfer are in the process's memory.
+#[derive(Clone, Copy)]
+pub(crate) enum Source {
+    /// One buffer, at this address.
+    Buffer(u64),
+    /// An array of `struct iovec` and its length.
+    Vector(u64, u64),
+    /// Nowhere: the kernel moved them.
+    Unseen,
+}
+
+/// Payload bytes copied of one message that a client sends: enough for any
+/// head a server accepts.
+#[unsafe(no_mangle)]
+static REQUEST_BUDGET: u32 = 16 * 1024;
+
+/// Payload bytes copied of one message that a server sends: enough for its
+/// head; bodies are counted.
+#[unsafe(no_mangle)]
+static RESPONSE_BUDGET: u32 = 4 * 1024;
+
+/// Elements of an I/O vector that are looked at; the rest is counted.
+const MAX_SEGMENTS: u64 = 8;
+/// Payload sizes for which a record is reserved; powers of two, so that a
+/// mask can prove the bound.
+const SMALL: u32 = 256;
+const MEDIUM: u32 = 1024;
+const LARGE: u32 = 4096;
+const HUGE: u32 = 16384;
+
+/// A record with room for payload.
+#[repr(C)]
+struct Record<const N: usize> {
+    data: Data,
+    payload: [u8; N],
+}
+
+/// Bytes were transferred on a descriptor.
+#[inline(always)]
+pub(crate) fn transfer(pid_tgid: u64, fd: i32, way: u8, source: Source, total: u64) {
+    let pid = (pid_tgid >> 32) as u32;
+    let Some(connection) = connections::find(pid, fd) else {
+        return;
+    };
+    let Some(target) = processes::target(pid) else {
+        return;
+    };
+    let Some(thread) = threads::entry(pid_tgid) else {
+        return;
+    };
+    let place = contexts::place(target);
+    let first = connection.received == 0 && connection.sent == 0;
+    if first || connection.direction != way {
+        connection.direction = way;
+        connection.budget = budget(connection.role, way);
+    }
+    let offset;
+    let mut finding = Finding {
+        owner: Owner::default(),
+        rule: rule::NONE,
+    };
+    let mut started = 0;
+    if way == direction::RECEIVED {
+        offset = connection.received;
+        connection.received = offset.wrapping_add(total);
+        if connection.role != role::CLIENT {
+            let owner = Owner {
+                conn: connection.id,
+                offset,
+            };
+            contexts::read_by(pid, thread, place, owner, fd);
+        }
+    } else {
+        offset = connection.sent;
+        connection.sent = offset.wrapping_add(total);
+        started = thread.entered;
+        thread.entered = 0;
+        if connection.role != role::SERVER {
+            finding = contexts::sender(pid, fd, connection.id, thread, place);
+        }
+        if thread.owner.conn == connection.id {
+            thread.flags |= thread_flag::ANSWERED;
+        }
+    }
+    let Some(data) = SCRATCH.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: the scratch belongs to this CPU, and only the one program that
+    // calls this function uses it, with preemption off.
+    let data = unsafe { &mut *data };
+    data.kind = kind::DATA;
+    data.direction = way;
+    data.rule = finding.rule;
+    data.flags = 0;
+    data.pid = pid;
+    data.tid = pid_tgid as u32;
+    data.fd = fd;
+    data.conn = connection.id;
+    data.offset = offset;
+    data.len = 0;
+    data.captured = 0;
+    data.started = started;
+    // SAFETY: the helper has no preconditions.
+    data.at = unsafe { bpf_ktime_get_ns() };
+    data.owner = finding.owner;
+    data.context = match place {
+        Some(place) => place.context,
+        None => 0,
+    };
+    data.tail = [0; 8];
+    match source {
+        Source::Buffer(address) => segment(data, connection, address, clamp(total)),
+        Source::Vector(vector, len) => segments(data, connection, vector, len, total),
+        Source::Unseen => {
+            data.flags = flag::UNSEEN;
+            data.len = clamp(total);
+            headless(data);
+        }
+    }
+}
+
+/// Copies the elements of an I/O vector, as far as `total` bytes fill them.
+#[inline(always)]
+fn segments(data: &mut Data, connection: &mut Connection, vector: u64, len: u64, total: u64) {
+    let mut left = total;
+    for index in 0..MAX_SEGMENTS {
+        if index >= len || left == 0 {
+            return;
+        }
+        let at = vector.wrapping_add(index * 16);
+        let (Some(base), Some(size)) = (user::read::<u64>(at, 0), user::read::<u64>(at, 8)) else {
+            break;
+        };
+        let part = if size < left { size } else { left };
+        if part == 0 {
+            continue;
+        }
+        segment(data, connection, base, clamp(part));
+        left -= part;
+        data.offset = data.offset.wrapping_add(part);
+    }
+    if left != 0 {
+        data.flags |= flag::UNSEEN;
+        data.len = clamp(left);
+        data.captured = 0;
+        data.tail = [0; 8];
+        headless(data);
+    }
+}
+
+/// Copies one buffer, as far as the budget goes, and records its length.
+#[inline(never)]
+fn segment(data: &mut Data, connection: &mut Connection, address: u64, len: u32) {
+    let mut captured = len;
+    if captured > connection.budget {
+        captured = connection.budget;
+    }
+    if captured > HUGE {
+        captured = HUGE;
+    }
+    connection.budget -= captured;
+    data.len = len;
+    data.captured = captured;
+    data.tail = [0; 8];
+    if captured < len {
+        add(Counter::BytesOverBudget, u64::from(len - captured));
+        if len >= 8
+            && let Some(tail) = user::read::<[u8; 8]>(address, i64::from(len) - 8)
+        {
+            data.tail = tail;
+        }
+    }
+    if captured == 0 {
+        headless(data);
+    } else if captured <= SMALL {
+        record::<{ SMALL as usize }>(data, address);
+    } else if captured <= MEDIUM {
+        record::<{ MEDIUM as usize }>(data, address);
+    } else if captured <= LARGE {
+        record::<{ LARGE as usize }>(data, address);
+    } else {
+        record::<{ HUGE as usize }>(data, address);
+    }
+}
+
+/// Writes a record with `data.captured` bytes of payload, 1 to `N`.
+#[inline(always)]
+fn record<const N: usize>(data: &Data, address: u64) {
+    let Some(mut entry) = EVENTS.reserve::<Record<N>>(0) else {
+        count(Counter::DataRingFull);
+        return;
+    };
+    let into = entry.as_mut_ptr();
+    // The compiler knows the bound and would drop the mask that shows it to
+    // the verifier; the volatile read makes it forget.
+    // SAFETY: `data` is a reference.
+    let captured = unsafe { core::ptr::read_volatile(&raw const data.captured) };
+    let len = (captured.wrapping_sub(1) & (N as u32 - 1)) + 1;
+    // SAFETY: `into` points to reserved ring memory of the type's size, and
+    // `len` is at most N.
+    unsafe {
+        (*into).data = *data;
+        if !user::copy(address, (&raw mut (*into).payload).cast(), len) {
+            // The bytes went through all the same: only their sight is lost.
+            (*into).data.captured = 0;
+            count(Counter::PayloadFault);
+        }
+    }
+    entry.submit(emit::flags());
+    count(Counter::RecordsWritten);
+}
+
+/// Writes a record without payload.
+#[inline(always)]
+fn headless(data: &Data) {
+    emit::record(data, Counter::DataRingFull);
+}
+
+#[inline(always)]
+fn budget(end: u8, way: u8) -> u32 {
+    let response = matches!(
+        (end, way),
+        (role::SERVER, direction::SENT) | (role::CLIENT, direction::RECEIVED)
+    );
+    let source = if response {
+        &raw const RESPONSE_BUDGET
+    } else {
+        &raw const REQUEST_BUDGET
+    };
+    // SAFETY: `source` points to a static; the volatile read keeps the
+    // compiler from using the value it has at build time.
+    unsafe { core::ptr::read_volatile(source) }
+}
+
+/// No system call transfers more than 2 GiB (MAX_RW_COUNT).
+#[inline(always)]
+fn clamp(len: u64) -> u32 {
+    if len > u64::from(u32::MAX) {
+        u32::MAX
+    } else {
+        len as u32
+    }
+}

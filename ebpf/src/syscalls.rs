@@ -1,0 +1,146 @@
+//! System calls of target processes: which of them matter and what their
+//! arguments mean.
+//!
+//! Arguments are read at the exit, where the kernel still has them: one
+//! program run instead of two, and a call that began before the attach is
+//! seen whole. The entry is watched only where its time matters (a client's
+//! first byte), or where the exit is too late (`close`: another thread may
+//! have the descriptor again by then).
+
+use abi::record::{direction, role};
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+
+use crate::arch::{self, nr};
+use crate::capture::{self, Source};
+use crate::{connections, processes, threads, user};
+
+const EINPROGRESS: i64 = -115;
+const MSG_PEEK: u64 = 2;
+const F_DUPFD: u64 = 0;
+const F_DUPFD_CLOEXEC: u64 = 1030;
+
+/// A system call begins.
+#[inline(always)]
+pub(crate) fn enter(regs: u64, number: i64) {
+    match number {
+        nr::SENDTO | nr::WRITE | nr::SENDMSG | nr::WRITEV | nr::SENDFILE => {
+            if let Some(pid_tgid) = target_thread()
+                && let Some(thread) = threads::entry(pid_tgid)
+            {
+                // SAFETY: the helper has no preconditions.
+                thread.entered = unsafe { bpf_ktime_get_ns() };
+            }
+        }
+        nr::EPOLL_WAIT | nr::EPOLL_PWAIT | nr::EPOLL_PWAIT2 => {
+            if let Some(pid_tgid) = target_thread()
+                && let Some(thread) = threads::entry(pid_tgid)
+            {
+                threads::waits(thread, true);
+            }
+        }
+        nr::POLL | nr::PPOLL | nr::SELECT | nr::PSELECT6 => wait(regs, number),
+        nr::CLOSE | nr::DUP2 | nr::DUP3 => {
+            let Some(pid_tgid) = target_thread() else {
+                return;
+            };
+            let Some(call) = arch::syscall_regs(regs) else {
+                return;
+            };
+            let fd = if number == nr::CLOSE {
+                call.args[0]
+            } else {
+                call.args[1]
+            };
+            connections::close((pid_tgid >> 32) as u32, fd as i32);
+        }
+        _ => {}
+    }
+}
+
+/// A system call returned `result`.
+#[inline(always)]
+pub(crate) fn exit(regs: u64, result: i64) {
+    if result < 0 && result != EINPROGRESS {
+        return;
+    }
+    let Some(pid_tgid) = target_thread() else {
+        return;
+    };
+    let Some(call) = arch::syscall_regs(regs) else {
+        return;
+    };
+    let [first, second, third, fourth] = call.args;
+    let fd = first as i32;
+    let (way, source) = match call.number {
+        nr::RECVFROM if fourth & MSG_PEEK != 0 => return,
+        nr::RECVMSG if third & MSG_PEEK != 0 => return,
+        nr::READ | nr::RECVFROM => (direction::RECEIVED, Source::Buffer(second)),
+        nr::WRITE | nr::SENDTO => (direction::SENT, Source::Buffer(second)),
+        nr::READV => (direction::RECEIVED, Source::Vector(second, third)),
+        nr::WRITEV => (direction::SENT, Source::Vector(second, third)),
+        nr::RECVMSG | nr::SENDMSG => {
+            let way = if call.number == nr::SENDMSG {
+                direction::SENT
+            } else {
+                direction::RECEIVED
+            };
+            match message_vector(second) {
+                Some((vector, count)) => (way, Source::Vector(vector, count)),
+                None => (way, Source::Unseen),
+            }
+        }
+        nr::SENDFILE => (direction::SENT, Source::Unseen),
+        nr::ACCEPT | nr::ACCEPT4 => {
+            return connections::open(pid_tgid, result as i32, role::SERVER);
+        }
+        nr::CONNECT => return connections::open(pid_tgid, fd, role::CLIENT),
+        nr::LISTEN => return processes::listens((pid_tgid >> 32) as u32, fd),
+        nr::DUP | nr::DUP2 | nr::DUP3 => {
+            return connections::duplicate(pid_tgid, fd, result as i32);
+        }
+        nr::FCNTL if second == F_DUPFD || second == F_DUPFD_CLOEXEC => {
+            return connections::duplicate(pid_tgid, fd, result as i32);
+        }
+        _ => return,
+    };
+    if result > 0 {
+        capture::transfer(pid_tgid, fd, way, source, result as u64);
+    }
+}
+
+/// `pid_tgid` of the current thread if its process is a target.
+#[inline(always)]
+fn target_thread() -> Option<u64> {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    processes::target((pid_tgid >> 32) as u32).map(|_| pid_tgid)
+}
+
+/// A wait on a set of descriptors. One descriptor is how a blocking call with
+/// a timeout waits, and makes no event loop.
+#[inline(always)]
+fn wait(regs: u64, number: i64) {
+    let Some(pid_tgid) = target_thread() else {
+        return;
+    };
+    if number == nr::POLL || number == nr::PPOLL {
+        let Some(call) = arch::syscall_regs(regs) else {
+            return;
+        };
+        if call.args[1] <= 1 {
+            return;
+        }
+    }
+    if let Some(thread) = threads::entry(pid_tgid) {
+        threads::waits(thread, false);
+    }
+}
+
+/// `msg_iov` and `msg_iovlen` of a `struct msghdr`, after the name's pointer
+/// and padded length (include/linux/socket.h, user view).
+#[inline(always)]
+fn message_vector(header: u64) -> Option<(u64, u64)> {
+    let vector: u64 = user::read(header, 16)?;
+    let count: u64 = user::read(header, 24)?;
+    Some((vector, count))
+}

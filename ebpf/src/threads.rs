@@ -1,0 +1,53 @@
+//! What each thread of a target is doing.
+
+use abi::counter::Counter;
+use abi::record::Owner;
+
+use crate::counters::count;
+use crate::maps::{THREADS, Thread, thread_flag};
+
+/// The thread's entry, made on first use.
+#[inline(always)]
+pub(crate) fn entry(pid_tgid: u64) -> Option<&'static mut Thread> {
+    if let Some(thread) = THREADS.get_ptr_mut(pid_tgid) {
+        // SAFETY: the map's values outlive the program run; only this thread
+        // writes its entry.
+        return Some(unsafe { &mut *thread });
+    }
+    let fresh = Thread::default();
+    if THREADS.insert(pid_tgid, &fresh, 0).is_err() {
+        count(Counter::ThreadTableFull);
+        return None;
+    }
+    // SAFETY: as above.
+    THREADS
+        .get_ptr_mut(pid_tgid)
+        .map(|thread| unsafe { &mut *thread })
+}
+
+/// The thread is about to wait on many descriptors.
+///
+/// An `epoll` wait makes it an event loop for good. Any other kind does so
+/// only while a request it read is unanswered: a pre-fork server's worker
+/// selects between requests, but not within one.
+#[inline(always)]
+pub(crate) fn waits(thread: &mut Thread, epoll: bool) {
+    let unanswered = thread.owner.conn != 0 && thread.flags & thread_flag::ANSWERED == 0;
+    if epoll || unanswered {
+        thread.flags |= thread_flag::EVENT_LOOP;
+    }
+    thread.flags &= !(thread_flag::FRESH_READ | thread_flag::ANSWERED);
+    thread.owner = Owner::default();
+}
+
+/// The thread has read server bytes outside any entered context.
+#[inline(always)]
+pub(crate) fn reads(thread: &mut Thread, owner: Owner, fd: i32) {
+    thread.read = owner;
+    thread.read_fd = fd;
+    thread.flags |= thread_flag::FRESH_READ;
+    if thread.flags & thread_flag::EVENT_LOOP == 0 {
+        thread.owner = owner;
+        thread.flags &= !thread_flag::ANSWERED;
+    }
+}
