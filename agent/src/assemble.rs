@@ -1,10 +1,94 @@
-//! Puts exchanges under their parents and gives them ids: exchanges in, spans
+//! Puts exchanges under their parents and gives them ids: progress in, spans
 //! out.
+//!
+//! Whose child a client exchange is was found by the kernel side, at the
+//! moment its first byte was sent, as an `Owner`: bytes of a server
+//! connection. Here that owner becomes an exchange, checked against what the
+//! parser understood of those bytes; any doubt means no parent, counted by
+//! reason. It does no I/O and reads neither clock nor randomness.
 
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use abi::record::{Owner, rule};
+
+use crate::propagation::TraceContext;
 use crate::protocol::{Exchange, Role};
 use crate::resource::Resource;
+use crate::stats::{Count, counters};
+use crate::stream::{Evidence, ExchangeId, Progress};
+
+/// Server connections whose requests can still be found as parents after
+/// they were closed (background tasks outlive the connection).
+const MAX_CLOSED: usize = 4096;
+/// Runs of transfers remembered per server connection.
+const MAX_RUNS: usize = 32;
+/// Server exchanges remembered per connection.
+const MAX_SERVERS: usize = 16;
+/// Span ids that applications sent, remembered to notice a second use.
+const MAX_ADOPTED: usize = 4096;
+/// W3C trace flag: sampled.
+const SAMPLED: u8 = 1;
+/// Flags of a trace that begins here: sampled, and its id is random (W3C
+/// Trace Context level 2).
+const ROOT_FLAGS: u8 = 0x03;
+
+counters! {
+    /// Counters of `assemble`.
+    pub struct AssembleStats {
+        /// Server spans made.
+        server_spans => "spans.server",
+        /// Client spans made.
+        client_spans => "spans.client",
+        /// Client spans put under a parent.
+        parented => "spans.client.parented",
+        /// Spans not made: the caller did not sample the trace.
+        not_sampled => "spans.not_sampled",
+        /// Exchanges of a process that is not known (any more).
+        unknown_process => "spans.dropped.unknown_process",
+        /// No parent: the context belongs to no request.
+        unowned_context => "spans.no_parent.unowned_context",
+        /// No parent: the context's origin was not seen.
+        unknown_context => "spans.no_parent.unknown_context",
+        /// No parent: sent by an event loop outside any context.
+        event_loop => "spans.no_parent.event_loop",
+        /// No parent: the thread was working on no request.
+        idle_thread => "spans.no_parent.idle_thread",
+        /// No parent: the thread's state could not be read.
+        no_thread_state => "spans.no_parent.no_thread_state",
+        /// No parent: bytes of several owners in one write.
+        mixed_queue => "spans.no_parent.mixed_queue",
+        /// No parent: the owner's bytes hold several requests.
+        pipelined => "spans.no_parent.pipelined",
+        /// No parent: the owner's request is forgotten.
+        forgotten => "spans.no_parent.forgotten",
+        /// No parent: the thread's request had ended.
+        ended => "spans.no_parent.ended",
+        /// No parent: the link was inferred and did not hold.
+        inference_failed => "spans.no_parent.inference_failed",
+        /// No parent: the application sent a context of another trace.
+        other_trace => "spans.no_parent.other_trace",
+        /// Span ids the application sent and the client span took over.
+        adopted => "spans.client.id_adopted",
+        /// Span ids the application sent that were its caller's, or used
+        /// before.
+        not_adopted => "spans.client.id_not_adopted",
+    }
+}
+
+/// A source of ids.
+pub trait Ids: Send {
+    /// A trace id, not all zero.
+    fn trace_id(&mut self) -> [u8; 16];
+    /// A span id, not all zero.
+    fn span_id(&mut self) -> [u8; 8];
+}
+
+/// Turns monotonic nanoseconds into nanoseconds since the Unix epoch.
+pub trait UnixTime {
+    /// The Unix time of a monotonic time.
+    fn unix(&self, monotonic: u64) -> u64;
+}
 
 /// A finished span, not yet OTLP.
 #[derive(Clone, Debug)]
@@ -38,4 +122,395 @@ pub struct Parent {
     pub span_id: [u8; 8],
     /// Whether its context came over the wire.
     pub remote: bool,
+}
+
+/// The identity of a span that is not finished, or of one that may yet
+/// become a parent.
+#[derive(Clone, Debug)]
+struct Identity {
+    trace_id: [u8; 16],
+    span_id: [u8; 8],
+    parent: Option<Parent>,
+    flags: u8,
+    trace_state: String,
+}
+
+/// An exchange under way.
+struct Open {
+    pid: u32,
+    role: Role,
+    start: u64,
+    identity: Identity,
+    /// For a client exchange with a parent: the span that called the parent.
+    caller: Option<[u8; 8]>,
+}
+
+/// The last span ids that applications sent.
+#[derive(Default)]
+struct Recent {
+    order: VecDeque<[u8; 8]>,
+    known: HashSet<[u8; 8]>,
+}
+
+impl Recent {
+    /// Remembers an id; false if it is known already.
+    fn insert(&mut self, id: [u8; 8]) -> bool {
+        if !self.known.insert(id) {
+            return false;
+        }
+        self.order.push_back(id);
+        if self.order.len() > MAX_ADOPTED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        true
+    }
+}
+
+/// What is remembered of a server connection.
+#[derive(Default)]
+struct ServerConnection {
+    /// Which exchange the transfers belong to, by the offset from which on.
+    runs: VecDeque<Run>,
+    /// Its last exchanges.
+    servers: VecDeque<Server>,
+}
+
+struct Run {
+    from: u64,
+    exchange: Option<u64>,
+    /// The transfer at `from` completed the exchange's head.
+    completes_head: bool,
+}
+
+struct Server {
+    number: u64,
+    identity: Identity,
+    ended: bool,
+}
+
+/// Exchanges under way and the requests that may own them.
+pub struct Assembler {
+    ids: Box<dyn Ids>,
+    resources: HashMap<u32, Arc<Resource>>,
+    open: HashMap<ExchangeId, Open>,
+    connections: HashMap<u64, ServerConnection>,
+    closed: VecDeque<u64>,
+    adopted: Recent,
+    /// What was refused, and why.
+    pub stats: AssembleStats,
+}
+
+impl Assembler {
+    /// An assembler that takes ids from `ids`.
+    pub fn new(ids: Box<dyn Ids>) -> Self {
+        Self {
+            ids,
+            resources: HashMap::new(),
+            open: HashMap::new(),
+            connections: HashMap::new(),
+            closed: VecDeque::new(),
+            adopted: Recent::default(),
+            stats: AssembleStats::default(),
+        }
+    }
+
+    /// A process is traced from now on, with this resource.
+    pub fn process(&mut self, pid: u32, resource: Arc<Resource>) {
+        self.resources.insert(pid, resource);
+    }
+
+    /// A process is gone; its connections were closed before.
+    pub fn process_gone(&mut self, pid: u32) {
+        self.resources.remove(&pid);
+    }
+
+    /// Takes the next progress; a finished exchange becomes a span.
+    pub fn progress(
+        &mut self,
+        progress: Progress,
+        clock: &dyn UnixTime,
+        spans: &mut impl FnMut(Span),
+    ) {
+        match progress {
+            Progress::Begin {
+                id,
+                pid,
+                role,
+                at,
+                evidence,
+            } => {
+                self.begin(id, pid, role, at, evidence);
+            }
+            Progress::Head { id, context } => self.head(id, context),
+            Progress::Read {
+                bytes,
+                exchange,
+                completes_head,
+            } => {
+                self.read(bytes, exchange, completes_head);
+            }
+            Progress::End { id, at, result } => self.end(id, at, *result, clock, spans),
+            Progress::Abandon { id } => {
+                self.open.remove(&id);
+                // No span of it will come: it can be nobody's parent.
+                if let Some(connection) = self.connections.get_mut(&id.conn) {
+                    connection
+                        .servers
+                        .retain(|server| server.number != id.number);
+                }
+            }
+            Progress::Closed { conn } => self.close(conn),
+            Progress::Mute { .. } => {}
+        }
+    }
+
+    fn begin(&mut self, id: ExchangeId, pid: u32, role: Role, at: u64, evidence: Evidence) {
+        let mut caller = None;
+        let identity = match role {
+            Role::Server => self.root(),
+            Role::Client => match self.parent(evidence) {
+                Ok(server) => {
+                    self.stats.parented.one();
+                    caller = server.parent.map(|caller| caller.span_id);
+                    Identity {
+                        trace_id: server.trace_id,
+                        span_id: self.ids.span_id(),
+                        parent: Some(Parent {
+                            span_id: server.span_id,
+                            remote: false,
+                        }),
+                        flags: server.flags,
+                        trace_state: server.trace_state,
+                    }
+                }
+                Err(reason) => {
+                    reason(&self.stats).one();
+                    self.root()
+                }
+            },
+        };
+        if role == Role::Server {
+            let servers = &mut self.connections.entry(id.conn).or_default().servers;
+            if servers.len() >= MAX_SERVERS {
+                servers.pop_front();
+            }
+            servers.push_back(Server {
+                number: id.number,
+                identity: identity.clone(),
+                ended: false,
+            });
+        }
+        self.open.insert(
+            id,
+            Open {
+                pid,
+                role,
+                start: at,
+                identity,
+                caller,
+            },
+        );
+    }
+
+    /// A trace that begins here.
+    fn root(&mut self) -> Identity {
+        Identity {
+            trace_id: self.ids.trace_id(),
+            span_id: self.ids.span_id(),
+            parent: None,
+            flags: ROOT_FLAGS,
+            trace_state: String::new(),
+        }
+    }
+
+    /// The server exchange that the evidence points to, or why none.
+    fn parent(&self, evidence: Evidence) -> Result<Identity, fn(&AssembleStats) -> &Count> {
+        let inferred = match evidence.rule {
+            rule::CONTEXT | rule::THREAD | rule::QUEUED => false,
+            rule::CONTEXT_AFTER_READ | rule::QUEUED_AFTER_READ => true,
+            rule::UNOWNED_CONTEXT => return Err(|stats| &stats.unowned_context),
+            rule::EVENT_LOOP => return Err(|stats| &stats.event_loop),
+            rule::IDLE_THREAD => return Err(|stats| &stats.idle_thread),
+            rule::NO_THREAD_STATE | rule::NONE => return Err(|stats| &stats.no_thread_state),
+            rule::MIXED_QUEUE => return Err(|stats| &stats.mixed_queue),
+            _ => return Err(|stats| &stats.unknown_context),
+        };
+        let Owner { conn, offset } = evidence.owner;
+        let connection = self
+            .connections
+            .get(&conn)
+            .ok_or::<fn(&AssembleStats) -> &Count>(|stats| &stats.forgotten)?;
+        let run = connection
+            .runs
+            .iter()
+            .rev()
+            .find(|run| run.from <= offset)
+            .ok_or::<fn(&AssembleStats) -> &Count>(|stats| &stats.forgotten)?;
+        let Some(number) = run.exchange else {
+            return Err(|stats| &stats.pipelined);
+        };
+        if inferred && !(run.from == offset && run.completes_head) {
+            return Err(|stats| &stats.inference_failed);
+        }
+        let server = connection
+            .servers
+            .iter()
+            .find(|server| server.number == number)
+            .ok_or::<fn(&AssembleStats) -> &Count>(|stats| &stats.forgotten)?;
+        if server.ended && evidence.rule == rule::THREAD {
+            return Err(|stats| &stats.ended);
+        }
+        Ok(server.identity.clone())
+    }
+
+    fn head(&mut self, id: ExchangeId, context: Option<Box<TraceContext>>) {
+        let Some(context) = context else {
+            return;
+        };
+        let Some(open) = self.open.get_mut(&id) else {
+            return;
+        };
+        match open.role {
+            Role::Server => {
+                let identity = &mut open.identity;
+                identity.trace_id = context.trace_id;
+                identity.parent = Some(Parent {
+                    span_id: context.span_id,
+                    remote: true,
+                });
+                identity.flags = context.flags;
+                identity.trace_state = context.state;
+                let identity = identity.clone();
+                if let Some(server) = self.server(id) {
+                    server.identity = identity;
+                }
+            }
+            Role::Client => self.adopt(id, *context),
+        }
+    }
+
+    /// The application sent a context: its span id becomes the client
+    /// span's, unless it is somebody else's.
+    ///
+    /// An application that forwards its caller's header unchanged sends the
+    /// caller's id; one that repeats a request sends the same id again.
+    fn adopt(&mut self, id: ExchangeId, context: TraceContext) {
+        let Some(open) = self.open.get_mut(&id) else {
+            return;
+        };
+        if open.caller == Some(context.span_id) || !self.adopted.insert(context.span_id) {
+            self.stats.not_adopted.one();
+            return;
+        }
+        self.stats.adopted.one();
+        let identity = &mut open.identity;
+        identity.span_id = context.span_id;
+        if identity.trace_id != context.trace_id {
+            if identity.parent.take().is_some() {
+                self.stats.other_trace.one();
+            }
+            identity.trace_id = context.trace_id;
+        }
+        identity.flags = context.flags;
+        identity.trace_state = context.state;
+    }
+
+    fn read(&mut self, bytes: Owner, exchange: Option<u64>, completes_head: bool) {
+        let runs = &mut self.connections.entry(bytes.conn).or_default().runs;
+        let continues = runs
+            .back()
+            .is_some_and(|run| run.exchange == exchange && !completes_head && exchange.is_some());
+        if continues {
+            return;
+        }
+        if runs.len() >= MAX_RUNS {
+            runs.pop_front();
+        }
+        runs.push_back(Run {
+            from: bytes.offset,
+            exchange,
+            completes_head,
+        });
+    }
+
+    fn end(
+        &mut self,
+        id: ExchangeId,
+        at: u64,
+        exchange: Exchange,
+        clock: &dyn UnixTime,
+        spans: &mut impl FnMut(Span),
+    ) {
+        let Some(Open {
+            pid,
+            role,
+            start,
+            identity,
+            caller: _,
+        }) = self.open.remove(&id)
+        else {
+            return;
+        };
+        self.server_ended(id);
+        let Some(resource) = self.resources.get(&pid) else {
+            self.stats.unknown_process.one();
+            return;
+        };
+        if identity.flags & SAMPLED == 0 {
+            self.stats.not_sampled.one();
+            return;
+        }
+        match role {
+            Role::Server => self.stats.server_spans.one(),
+            Role::Client => self.stats.client_spans.one(),
+        }
+        let start_unix = clock.unix(start);
+        let Identity {
+            trace_id,
+            span_id,
+            parent,
+            flags,
+            trace_state,
+        } = identity;
+        spans(Span {
+            resource: Arc::clone(resource),
+            trace_id,
+            span_id,
+            parent,
+            flags,
+            trace_state,
+            role,
+            start: start_unix,
+            end: start_unix + at.saturating_sub(start),
+            exchange,
+        });
+    }
+
+    fn server(&mut self, id: ExchangeId) -> Option<&mut Server> {
+        self.connections
+            .get_mut(&id.conn)?
+            .servers
+            .iter_mut()
+            .find(|server| server.number == id.number)
+    }
+
+    fn server_ended(&mut self, id: ExchangeId) {
+        if let Some(server) = self.server(id) {
+            server.ended = true;
+        }
+    }
+
+    fn close(&mut self, conn: u64) {
+        if !self.connections.contains_key(&conn) {
+            return;
+        }
+        self.closed.push_back(conn);
+        if self.closed.len() > MAX_CLOSED
+            && let Some(oldest) = self.closed.pop_front()
+        {
+            self.connections.remove(&oldest);
+        }
+    }
 }

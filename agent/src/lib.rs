@@ -15,3 +15,4 @@ pub mod resource;
 pub mod signal;
 pub mod source;
 pub mod stats;
+pub mod stream;
