@@ -7,6 +7,7 @@
 pub mod assemble;
 pub mod attribute;
 pub mod batch;
+pub mod config;
 pub mod export;
 pub mod probes;
 pub mod propagation;
