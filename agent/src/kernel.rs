@@ -1,0 +1,1 @@
+//! What this kernel offers: structure offsets from BTF and features.
