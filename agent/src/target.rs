@@ -1,0 +1,6 @@
+//! One traced process, as seen from outside: what it is, which interpreter it
+//! runs and which connections it already has.
+
+pub mod process;
+pub mod service;
+pub mod sockets;

@@ -1,0 +1,1 @@
+//! The resource settings and the name of a traced service.
