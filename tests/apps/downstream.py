@@ -1,0 +1,39 @@
+"""The service that the test applications call: answers any request with its
+own method, path and query, so that a caller can tell whose answer it got.
+
+An ASGI application: `uvicorn downstream:app`. `?status=CODE` chooses the
+status, `?delay_ms=N` waits before it answers.
+"""
+
+import asyncio
+from urllib.parse import parse_qs
+
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+    if scope["type"] != "http":
+        return
+    while (await receive()).get("more_body"):
+        pass
+    query = scope["query_string"].decode("latin-1")
+    wishes = parse_qs(query)
+    if "delay_ms" in wishes:
+        await asyncio.sleep(int(wishes["delay_ms"][0]) / 1000)
+    target = scope["path"] + ("?" + query if query else "")
+    body = f"{scope['method']} {target}".encode()
+    await send(
+        {
+            "type": "http.response.start",
+            "status": int(wishes.get("status", ["200"])[0]),
+            "headers": [
+                (b"content-type", b"text/plain"),
+                (b"content-length", str(len(body)).encode()),
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,147 @@
+"""The FastAPI application of the live tests (ASGI: `uvicorn fastapi_app:app`).
+
+One endpoint per way in which a request's work can leave its task: awaiting,
+`gather`, `create_task`, `asyncio.to_thread`, Starlette's thread pool and
+background tasks. Each makes `n` calls whose query carries the request's id and
+the call's number, so that the exact set of children is known. `APP_DOWNSTREAM`
+is the base URL that they call when the request gives none.
+"""
+
+import asyncio
+import os
+from contextlib import asynccontextmanager
+
+from fastapi import BackgroundTasks, FastAPI, HTTPException, Query, Request, Response, WebSocket
+from fastapi.responses import PlainTextResponse, StreamingResponse
+
+from client import AsyncClients, BlockingClients, is_async, with_query
+
+blocking = BlockingClients()
+
+
+@asynccontextmanager
+async def lifespan(app):
+    app.state.clients = AsyncClients()
+    yield
+    await app.state.clients.close()
+    blocking.close()
+
+
+app = FastAPI(lifespan=lifespan)
+
+BASE_URL = Query(default=None, alias="url")
+
+
+def calls(url, tag, count):
+    """The URLs of one request's calls."""
+    base = url or os.environ["APP_DOWNSTREAM"]
+    return [with_query(base, id=tag, call=call) for call in range(count)]
+
+
+async def get(library, url):
+    """One call: on the loop, or in a thread for a library that blocks."""
+    if is_async(library):
+        return await app.state.clients.get(library, url)
+    return await asyncio.to_thread(blocking.get, library, url)
+
+
+@app.get("/", response_class=PlainTextResponse)
+async def index():
+    return "hello\n"
+
+
+@app.get("/items/{item_id}")
+async def item(item_id: int):
+    return {"id": item_id, "name": f"item {item_id}"}
+
+
+@app.get("/status/{code}")
+async def status(code: int):
+    return Response(f"{code}\n", status_code=code, media_type="text/plain")
+
+
+@app.api_route("/echo", methods=["POST", "PUT"])
+async def echo(request: Request):
+    return Response(await request.body(), media_type="application/octet-stream")
+
+
+@app.get("/stream")
+async def stream(parts: int = 5):
+    async def body():
+        for part in range(parts):
+            yield f"part {part}\n"
+            await asyncio.sleep(0)
+
+    return StreamingResponse(body(), media_type="text/plain")
+
+
+@app.get("/error")
+async def error():
+    raise RuntimeError("the endpoint failed")
+
+
+@app.get("/missing")
+async def missing():
+    raise HTTPException(status_code=404)
+
+
+@app.websocket("/ws")
+async def websocket(socket: WebSocket):
+    """Sends back each message, until the other side closes."""
+    await socket.accept()
+    async for text in socket.iter_text():
+        await socket.send_text(text)
+
+
+@app.get("/downstream")
+async def downstream(n: int = 1, id: str = "none", client: str = "httpx", url: str = BASE_URL):
+    """One call after the other."""
+    return [await get(client, call) for call in calls(url, id, n)]
+
+
+@app.get("/gather")
+async def gather(n: int = 3, id: str = "none", client: str = "httpx", url: str = BASE_URL):
+    """All calls at once."""
+    return await asyncio.gather(*(get(client, call) for call in calls(url, id, n)))
+
+
+@app.get("/tasks")
+async def tasks(n: int = 3, id: str = "none", client: str = "httpx", url: str = BASE_URL):
+    """A named task per call."""
+    running = [
+        asyncio.create_task(get(client, call), name=f"{id}-{number}")
+        for number, call in enumerate(calls(url, id, n))
+    ]
+    return [await task for task in running]
+
+
+@app.get("/to_thread")
+async def to_thread(n: int = 1, id: str = "none", client: str = "requests", url: str = BASE_URL):
+    """Blocking calls in the loop's default executor, all at once."""
+    return await asyncio.gather(
+        *(asyncio.to_thread(blocking.get, client, call) for call in calls(url, id, n))
+    )
+
+
+@app.get("/threadpool")
+def threadpool(n: int = 1, id: str = "none", client: str = "requests", url: str = BASE_URL):
+    """Blocking calls in Starlette's thread pool, because this is no coroutine."""
+    return [blocking.get(client, call) for call in calls(url, id, n)]
+
+
+@app.get("/background")
+async def background(
+    later: BackgroundTasks,
+    n: int = 1,
+    id: str = "none",
+    client: str = "httpx",
+    url: str = BASE_URL,
+):
+    """Calls after the response was sent."""
+
+    async def work():
+        for call in calls(url, id, n):
+            await get(client, call)
+
+    later.add_task(work)
+    return {"scheduled": n}
