@@ -354,7 +354,11 @@ fn try_request(
 
     let mut attributes = Attributes::with_capacity(18);
     match known {
-        Some(known) => put(&mut attributes, "http.request.method", known.clone()),
+        Some(known) => put(
+            &mut attributes,
+            "http.request.method",
+            Value::Str(known.clone()),
+        ),
         None => {
             put(&mut attributes, "http.request.method", "_OTHER");
             let original = url::clean(method).into_owned();
@@ -432,7 +436,7 @@ fn server(
             other => Cow::Owned(other.to_owned()),
         })
         .unwrap_or(Cow::Borrowed(immediate_scheme(ends)));
-    put(attributes, "url.scheme", scheme);
+    put(attributes, "url.scheme", Value::Str(scheme));
     put(attributes, "url.path", url::clean(target.path).into_owned());
     if let Some(query) = target.query {
         let query = url::redact(query, &settings.sensitive_query_keys);
@@ -565,11 +569,5 @@ impl Forwarded {
             }
         }
         found
-    }
-}
-
-impl From<Cow<'static, str>> for Value {
-    fn from(text: Cow<'static, str>) -> Self {
-        Self::Str(text)
     }
 }
