@@ -9,6 +9,8 @@ pub mod protocol;
 pub mod propagation;
 pub mod assemble;
 pub mod resource;
+pub mod remote;
+pub mod target;
 pub mod signal;
 pub mod batch;
 pub mod export;
