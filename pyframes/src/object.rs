@@ -97,6 +97,9 @@ pub fn module_attribute<M: Memory>(
 
 /// Address of the C function behind the method `name` that the type at
 /// `address` itself defines in C, or `None` if it defines no such method.
+///
+/// Looks into `tp_methods`, where C puts methods, then into the type's
+/// namespace, where Cython puts them.
 pub fn method<M: Memory>(
     memory: &M,
     layout: &Layout,
@@ -104,6 +107,26 @@ pub fn method<M: Memory>(
     name: &str,
 ) -> Result<Option<u64>, Error> {
     check_instance(memory, layout, address, flag::TYPE_SUBCLASS)?;
+    if let Some(definition) = defined_method(memory, layout, address, name)? {
+        return memory.pointer(definition.wrapping_add(ML_METH)).map(Some);
+    }
+    let namespace = memory.u64(field(address, layout.type_object.tp_dict))?;
+    if namespace == 0 {
+        return Ok(None);
+    }
+    match Dict::open(memory, layout, namespace)?.get(memory, layout, name)? {
+        Some(function) => function_address(memory, layout, function),
+        None => Ok(None),
+    }
+}
+
+/// The `PyMethodDef` called `name` in the type's `tp_methods`.
+fn defined_method<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+    name: &str,
+) -> Result<Option<u64>, Error> {
     let table = memory.u64(field(address, layout.type_object.tp_methods))?;
     if table == 0 {
         return Ok(None);
@@ -115,10 +138,31 @@ pub fn method<M: Memory>(
             return Ok(None);
         }
         if text::c_string_equals(memory, ml_name, name)? {
-            return memory.pointer(definition.wrapping_add(ML_METH)).map(Some);
+            return Ok(Some(definition));
         }
     }
     Err(Error::TooLong)
+}
+
+/// Address of the C function behind the callable at `address`, or `None` if
+/// the callable is of another kind.
+fn function_address<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+) -> Result<Option<u64>, Error> {
+    let mut buffer = [0; 64];
+    let type_address = type_of(memory, layout, address)?;
+    let name = type_name(memory, layout, type_address, &mut buffer)?.text;
+    let name = name.rsplit('.').next().unwrap_or(name);
+    let Some((_, offset)) = METHOD_DEF_HOLDERS
+        .iter()
+        .find(|(holder, _)| *holder == name)
+    else {
+        return Ok(None);
+    };
+    let definition = memory.pointer(field(field(address, layout.object.size), *offset))?;
+    memory.pointer(definition.wrapping_add(ML_METH)).map(Some)
 }
 
 /// Checks that the type at `address` has `flag` set.
@@ -166,6 +210,18 @@ const DIGIT_MASK: u32 = (1 << DIGIT_BITS) - 1;
 const METHOD_DEF_SIZE: u64 = 32;
 /// Offset of `ml_meth` in `PyMethodDef`.
 const ML_METH: u64 = 8;
+
+/// Types of callables with the distance from the end of the object's header to
+/// its pointer to a `PyMethodDef`.
+///
+/// Cython's function begins like `PyCFunctionObject`, whose first field is
+/// `m_ml`; in `PyMethodDescrObject` `d_method` follows `d_type`, `d_name` and
+/// `d_qualname`. Cython adds a module to the name.
+const METHOD_DEF_HOLDERS: [(&str, u32); 3] = [
+    ("builtin_function_or_method", 0),
+    ("cython_function_or_method", 0),
+    ("method_descriptor", 24),
+];
 
 /// More methods than any type in C has; `str` has about 80.
 const MAX_METHODS: u64 = 1024;
@@ -237,6 +293,31 @@ mod tests {
             let mut buffer = [0; 64];
             let name = type_name(fake, layout, address, &mut buffer).map(|name| name.text);
             assert_eq!(name, Ok("uvloop.loop.UVStream"));
+        });
+    }
+
+    #[test]
+    fn finds_the_c_function_in_the_namespace() {
+        for_each_layout(|layout, fake| {
+            for (type_name, offset) in [
+                ("_cython_3_1_4.cython_function_or_method", 0),
+                ("builtin_function_or_method", 0),
+                ("method_descriptor", 24),
+            ] {
+                let class = fake.type_with_methods(layout, "UVStream", &[("read", 1)]);
+                let holder = fake.type_with_methods(layout, type_name, &[]);
+                let definition = fake.put(&[0; 32]);
+                fake.put_u64(definition + ML_METH, 0x2222);
+                let function = fake.put(&[0; 96]);
+                fake.put_u64(field(function, layout.object.ob_type), holder);
+                fake.put_u64(field(function, layout.object.size + offset), definition);
+                let namespace = fake.dict(layout, &[("write", function), ("x", class)]);
+                fake.put_u64(field(class, layout.type_object.tp_dict), namespace);
+                assert_eq!(method(fake, layout, class, "write"), Ok(Some(0x2222)));
+                assert_eq!(method(fake, layout, class, "read"), Ok(Some(1)));
+                assert_eq!(method(fake, layout, class, "x"), Ok(None));
+                assert_eq!(method(fake, layout, class, "missing"), Ok(None));
+            }
         });
     }
 
