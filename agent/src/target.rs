@@ -1,6 +1,10 @@
 //! One traced process, as seen from outside: what it is, which interpreter it
 //! runs and which connections it already has.
 
+pub mod elf;
+pub mod interpreter;
+pub mod placement;
 pub mod process;
 pub mod service;
 pub mod sockets;
+pub mod uvloop;

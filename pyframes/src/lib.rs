@@ -1,13 +1,113 @@
 //! Reads CPython's structures out of another process's memory.
 //!
-//! `no_std`, no unsafe, generic over a [`Memory`] trait, so that the kernel,
-//! the agent and the tests can run the same source.
+//! `no_std`, no unsafe, no allocation, generic over a [`Memory`] trait, so
+//! that the kernel, the agent and the tests can run the same source. It knows
+//! where CPython keeps things ([`layout`]) and how to read them; it does not
+//! know processes, files or symbols.
+//!
+//! The memory belongs to somebody else: it changes while it is read and may
+//! hold anything. Every reader is bounded, none panics, and what cannot be
+//! made sense of is an [`Error`], never a guess.
 
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+extern crate std;
+
+pub mod debug_offsets;
+pub mod dict;
+pub mod interpreter;
+pub mod layout;
+pub mod object;
+pub mod text;
+
+#[cfg(test)]
+mod fake;
+
+pub use dict::Dict;
+pub use layout::Layout;
+
 /// Access to the memory of a process.
+///
+/// Numbers are little-endian: CPython runs on other machines too, but the
+/// layouts here are those of x86_64 and aarch64.
 pub trait Memory {
     /// Fills `into` from `address`; false if any byte cannot be read.
     fn read(&self, address: u64, into: &mut [u8]) -> bool;
+
+    /// The `N` bytes at `address`.
+    fn bytes<const N: usize>(&self, address: u64) -> Result<[u8; N], Error> {
+        let mut bytes = [0; N];
+        if self.read(address, &mut bytes) {
+            Ok(bytes)
+        } else {
+            Err(Error::Unreadable)
+        }
+    }
+
+    /// The byte at `address`.
+    fn u8(&self, address: u64) -> Result<u8, Error> {
+        self.bytes(address).map(u8::from_le_bytes)
+    }
+
+    /// The 32-bit number at `address`.
+    fn u32(&self, address: u64) -> Result<u32, Error> {
+        self.bytes(address).map(u32::from_le_bytes)
+    }
+
+    /// The 64-bit number at `address`.
+    fn u64(&self, address: u64) -> Result<u64, Error> {
+        self.bytes(address).map(u64::from_le_bytes)
+    }
+
+    /// The pointer at `address`, which must not be null.
+    fn pointer(&self, address: u64) -> Result<u64, Error> {
+        match self.u64(address)? {
+            0 => Err(Error::Null),
+            pointer => Ok(pointer),
+        }
+    }
+}
+
+/// Why something could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// An address is not mapped, or not readable.
+    Unreadable,
+    /// A pointer that must lead somewhere is null.
+    Null,
+    /// An object is not of the expected type.
+    WrongType,
+    /// A length or a chain is beyond its bound, or a chain runs in a circle.
+    TooLong,
+    /// Fields contradict each other.
+    Malformed,
+}
+
+impl core::fmt::Display for Error {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Unreadable => "memory is not readable",
+            Self::Null => "a pointer is null",
+            Self::WrongType => "an object is not of the expected type",
+            Self::TooLong => "a structure is longer than its bound",
+            Self::Malformed => "a structure contradicts itself",
+        })
+    }
+}
+
+impl core::error::Error for Error {}
+
+/// The address of the field at `offset` of the structure at `base`.
+///
+/// Wraps: a garbage base gives a garbage address, which then cannot be read.
+pub(crate) const fn field(base: u64, offset: u32) -> u64 {
+    base.wrapping_add(offset as u64)
+}
+
+/// The little-endian 64-bit number at `offset` of `bytes`, if they reach.
+pub(crate) fn u64_in(bytes: &[u8], offset: usize) -> Option<u64> {
+    let bytes = bytes.get(offset..)?.first_chunk::<8>()?;
+    Some(u64::from_le_bytes(*bytes))
 }

@@ -1,0 +1,492 @@
+//! Finds the CPython interpreter of a running process and everything that
+//! the kernel side must know to read it.
+//!
+//! Nothing is believed that the process itself does not confirm: the version
+//! comes from its memory, the layout must lead to `sys.hexversion`, and the
+//! place of the thread state is the one where the threads have theirs.
+
+mod evidence;
+mod tss;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use abi::map::{Target, target_flag};
+use object::elf::EM_X86_64;
+use pyframes::debug_offsets::DebugOffsets;
+use pyframes::interpreter::{self as state, Thread};
+use pyframes::layout::{self, Layout, Series};
+use pyframes::{Memory, object as objects};
+
+use self::evidence::Evidence;
+pub use self::tss::Tss;
+use super::elf::{ElfError, MappedElf};
+use super::uvloop;
+use crate::remote::{MappedFile, Process, ProcessError};
+
+/// A version of Python with its build flavor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PythonVersion {
+    /// 3 for everything that is supported.
+    pub major: u8,
+    /// As 12 in 3.12.1.
+    pub minor: u8,
+    /// As 1 in 3.12.1.
+    pub micro: u8,
+    /// Built with `--disable-gil`.
+    pub free_threaded: bool,
+}
+
+/// The interpreter of a process.
+#[derive(Debug)]
+pub struct Interpreter {
+    /// The version.
+    pub version: PythonVersion,
+    /// The file that holds the interpreter: the program or `libpython`.
+    pub image: MappedElf,
+    /// Address of `_PyRuntime`.
+    pub runtime: u64,
+    /// Address of the main `PyInterpreterState`.
+    pub main: u64,
+    /// Where this interpreter keeps what: the layout of its version with the
+    /// offsets that it publishes itself.
+    pub layout: Layout,
+    /// Where a thread keeps its `PyThreadState`.
+    pub tss: Tss,
+}
+
+/// A place in a mapped file, as a uprobe takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// The address in the process.
+    pub address: u64,
+    /// A path that leads to the file from our own root.
+    pub path: PathBuf,
+    /// Major and minor number of the file's device, as in `maps`.
+    pub device: (u32, u32),
+    /// The file's inode.
+    pub inode: u64,
+    /// Bytes from the file's beginning.
+    pub file_offset: u64,
+}
+
+/// Why a process has no interpreter that can be read.
+#[derive(Debug, thiserror::Error)]
+pub enum InterpreterError {
+    /// The process does not exist, has ended, or must not be read.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// No interpreter is mapped into the process.
+    #[error("not a Python process")]
+    NotPython,
+    /// The process runs PyPy.
+    #[error("the process runs PyPy, and only CPython is supported")]
+    PyPy,
+    /// A CPython older than 3.8.
+    #[error("Python {major}.{minor} is too old, the oldest supported version is 3.8")]
+    TooOld {
+        /// As 2 in 2.7.
+        major: u8,
+        /// As 7 in 2.7.
+        minor: u8,
+    },
+    /// A CPython whose structures are not known.
+    #[error("the structures of Python {0} are not known")]
+    UnknownVersion(PythonVersion),
+    /// The interpreter is still starting, or already ending: try again.
+    #[error("the interpreter is not initialized yet")]
+    NotInitialized,
+    /// The process does not confirm the layout of its version.
+    #[error("Python {version} is not built as expected: {check}")]
+    LayoutMismatch {
+        /// The version the process claims to be.
+        version: PythonVersion,
+        /// What failed.
+        check: &'static str,
+    },
+    /// A processor for which the place of the thread state is not known.
+    #[error("the process is for another machine than x86_64 (ELF machine {0})")]
+    UnsupportedMachine(u16),
+    /// The file that may hold the interpreter cannot be used.
+    #[error("cannot use {path}")]
+    Image {
+        /// The file as the process names it.
+        path: PathBuf,
+        /// What went wrong.
+        source: ElfError,
+    },
+}
+
+/// Why a method's C function was not located.
+#[derive(Debug, thiserror::Error)]
+pub enum LocateError {
+    /// The process cannot be read.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The objects on the way cannot be read.
+    #[error("cannot read the objects of the process")]
+    Objects(#[from] pyframes::Error),
+    /// The function lies in no file, as compiled code may.
+    #[error("the function is not in a mapped file")]
+    NotInFile,
+    /// The file behind the mapping cannot be opened.
+    #[error("cannot open the mapped file")]
+    File(#[source] std::io::Error),
+}
+
+impl Interpreter {
+    /// Finds the interpreter of a process.
+    ///
+    /// Searches the program first, then files with Python in their name, then
+    /// every other library: a server may embed the interpreter.
+    pub fn find(process: &Process) -> Result<Self, InterpreterError> {
+        let mut first_error = None;
+        for mapped in candidates(process)? {
+            match Self::in_image(process, &mapped) {
+                Ok(Some(interpreter)) => return Ok(interpreter),
+                Ok(None) => {}
+                // Whatever else failed, it failed because the program that
+                // was to be read is gone.
+                Err(_) if process.u8(mapped.first().start).is_err() => {
+                    return Err(ProcessError::Exited.into());
+                }
+                Err(error) => _ = first_error.get_or_insert(error),
+            }
+        }
+        Err(first_error.unwrap_or(InterpreterError::NotPython))
+    }
+
+    /// What the kernel side must know about the process.
+    pub fn target(&self) -> Target {
+        let indirect = if self.tss.indirect.is_some() {
+            target_flag::TSS_INDIRECT
+        } else {
+            0
+        };
+        Target {
+            flags: target_flag::PYTHON | indirect,
+            tstate_thread_id: self.layout.tstate.thread_id,
+            tstate_context: self.layout.tstate.context,
+            context_entered: self.layout.context.ctx_entered,
+            tss_slot: self.tss.slot,
+            tss_indirect: self.tss.indirect.unwrap_or_default(),
+            uv_handle: uvloop::handle_offset(&self.layout),
+            uv_fd: uvloop::STREAM_FD,
+        }
+    }
+
+    /// The thread states of the main interpreter, newest first.
+    pub fn threads(&self, process: &Process) -> Result<Vec<Thread>, pyframes::Error> {
+        threads(process, &self.layout, self.main)
+    }
+
+    /// The module `name` of `sys.modules`, the address of an object.
+    pub fn module(&self, process: &Process, name: &str) -> Result<Option<u64>, pyframes::Error> {
+        steady(|| {
+            state::modules(process, &self.layout, self.main)?.get(process, &self.layout, name)
+        })
+    }
+
+    /// Whether the module `name` has been imported.
+    pub fn has_module(&self, process: &Process, name: &str) -> Result<bool, pyframes::Error> {
+        self.module(process, name).map(|module| module.is_some())
+    }
+
+    /// Locates the C function behind `method`, which the type `class` of the
+    /// module `module` defines, or `None` if one of the three is not there.
+    pub fn method_address(
+        &self,
+        process: &Process,
+        module: &str,
+        class: &str,
+        method: &str,
+    ) -> Result<Option<Location>, LocateError> {
+        let address = steady(|| {
+            let layout = &self.layout;
+            let Some(module) = self.module(process, module)? else {
+                return Ok(None);
+            };
+            let class = objects::module_attribute(process, layout, module, class)?;
+            let Some(class) = class else { return Ok(None) };
+            objects::method(process, layout, class, method)
+        })?;
+        address.map(|address| locate(process, address)).transpose()
+    }
+
+    /// The interpreter in one mapped file, or `None` if the file holds none.
+    fn in_image(process: &Process, mapped: &MappedFile) -> Result<Option<Self>, InterpreterError> {
+        let image_error = |source| InterpreterError::Image {
+            path: mapped.first().path.clone(),
+            source,
+        };
+        let image = match MappedElf::open(process, mapped) {
+            Ok(image) => image,
+            Err(ElfError::NotElf) => return Ok(None),
+            Err(source) if is_likely(mapped) => return Err(image_error(source)),
+            Err(error) => {
+                tracing::debug!(path = %mapped.first().path.display(), %error, "skipped a mapped file");
+                return Ok(None);
+            }
+        };
+        let evidence = evidence::gather(&image.elf).map_err(image_error)?;
+        let (runtime, series, version) = match evidence {
+            None => return Ok(None),
+            Some(Evidence::PyPy) => return Err(InterpreterError::PyPy),
+            Some(Evidence::TooOld { major, minor }) => {
+                return Err(InterpreterError::TooOld { major, minor });
+            }
+            Some(Evidence::Minor { runtime, minor }) => (runtime, minor, None),
+            Some(Evidence::Versioned { runtime, version }) => {
+                let version = process.u32(image.address(version)).ok();
+                // `Py_Version` begins with 3.11.
+                (runtime, 11, version)
+            }
+        };
+        let machine = image.elf.machine();
+        if machine != EM_X86_64.0 {
+            return Err(InterpreterError::UnsupportedMachine(machine));
+        }
+        let runtime = image.address(runtime);
+        let claim = Claim {
+            runtime,
+            minor: series,
+            version,
+        };
+        claim.confirm(process, image).map(Some)
+    }
+}
+
+// === impl PythonVersion ===
+
+impl PythonVersion {
+    /// From `PY_VERSION_HEX`.
+    fn from_hex(hex: u32, free_threaded: bool) -> Self {
+        let [_, micro, minor, major] = hex.to_le_bytes();
+        Self {
+            major,
+            minor,
+            micro,
+            free_threaded,
+        }
+    }
+}
+
+impl fmt::Display for PythonVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            major,
+            minor,
+            micro,
+            free_threaded,
+        } = self;
+        let suffix = if *free_threaded { "t" } else { "" };
+        write!(f, "{major}.{minor}.{micro}{suffix}")
+    }
+}
+
+/// What an image says about its interpreter, before the process confirmed it.
+struct Claim {
+    /// Address of `_PyRuntime`.
+    runtime: u64,
+    /// The minor version, unless `version` says otherwise.
+    minor: u8,
+    /// `PY_VERSION_HEX`.
+    version: Option<u32>,
+}
+
+impl Claim {
+    fn confirm(self, process: &Process, image: MappedElf) -> Result<Interpreter, InterpreterError> {
+        let runtime = self.runtime;
+        let published = DebugOffsets::read(process, runtime).ok().flatten();
+        let hex = match (self.version, published) {
+            (Some(hex), _) => hex,
+            (None, Some(published)) => published.version,
+            (None, None) => 3 << 24 | u32::from(self.minor) << 16,
+        };
+        let free_threaded = published.is_some_and(|published| published.free_threaded);
+        let version = PythonVersion::from_hex(hex, free_threaded);
+        let mismatch = |check| InterpreterError::LayoutMismatch { version, check };
+
+        let series = Series {
+            minor: version.minor,
+            free_threaded,
+        };
+        let known = layout::of(series).filter(|_| version.major == 3);
+        let known = known.ok_or(InterpreterError::UnknownVersion(version))?;
+        let layout = match published {
+            Some(published) if published.series() == series => published.applied_to(known),
+            Some(_) => return Err(mismatch("it publishes the offsets of another version")),
+            None if series.minor >= 13 => return Err(mismatch("it publishes no offsets")),
+            None => *known,
+        };
+
+        let key = state::auto_tss_key(process, runtime, layout.runtime.auto_tss_key)
+            .map_err(|_| mismatch("autoTSSkey is not a key"))?
+            .ok_or(InterpreterError::NotInitialized)?;
+        let main = state::main_interpreter(process, &layout, runtime)
+            .map_err(|_| mismatch("the list of interpreters is not readable"))?
+            .ok_or(InterpreterError::NotInitialized)?;
+        let (layout, hex) = find_modules(process, layout, main, version)?;
+        let version = PythonVersion::from_hex(hex, free_threaded);
+        let threads = threads(process, &layout, main)
+            .map_err(|_| mismatch("the list of threads is not readable"))?;
+        if threads.is_empty() {
+            return Err(InterpreterError::NotInitialized);
+        }
+        let tss = tss::locate(process, &threads, key)
+            .ok_or_else(|| mismatch("the threads do not have their states where they belong"))?;
+        Ok(Interpreter {
+            version,
+            image,
+            runtime,
+            main,
+            layout,
+            tss,
+        })
+    }
+}
+
+/// The layout with the place where `sys.modules` really is, and the
+/// `sys.hexversion` found there.
+///
+/// The place moves between patch releases that publish no offsets if a field
+/// before it changes its size; `sys` inside proves that it is the right one.
+fn find_modules(
+    process: &Process,
+    layout: Layout,
+    main: u64,
+    version: PythonVersion,
+) -> Result<(Layout, u32), InterpreterError> {
+    let expected = layout.interpreter.modules;
+    let nearby = (8..=MODULES_SEARCH).step_by(8);
+    let offsets = nearby.flat_map(|distance| {
+        [
+            expected.checked_sub(distance),
+            expected.checked_add(distance),
+        ]
+        .into_iter()
+        .flatten()
+    });
+    for modules in std::iter::once(expected).chain(offsets) {
+        let mut layout = layout;
+        layout.interpreter.modules = modules;
+        if let Ok(Some(hex)) = hexversion(process, &layout, main)
+            && hex >> 16 == u32::from(version.major) << 8 | u32::from(version.minor)
+        {
+            return Ok((layout, hex));
+        }
+    }
+    match hexversion(process, &layout, main) {
+        Ok(None) | Err(pyframes::Error::Null) => Err(InterpreterError::NotInitialized),
+        Ok(Some(_)) => Err(mismatch(version, "sys.hexversion is another version's")),
+        Err(_) => Err(mismatch(version, "sys.hexversion is not readable")),
+    }
+}
+
+fn mismatch(version: PythonVersion, check: &'static str) -> InterpreterError {
+    InterpreterError::LayoutMismatch { version, check }
+}
+
+/// `sys.hexversion`, or `None` while `sys` or its name is not there.
+fn hexversion(
+    process: &Process,
+    layout: &Layout,
+    main: u64,
+) -> Result<Option<u32>, pyframes::Error> {
+    let Some(sys) = state::modules(process, layout, main)?.get(process, layout, "sys")? else {
+        return Ok(None);
+    };
+    let Some(number) = objects::module_attribute(process, layout, sys, "hexversion")? else {
+        return Ok(None);
+    };
+    let number = objects::read_int(process, layout, number)?;
+    u32::try_from(number)
+        .map(Some)
+        .map_err(|_| pyframes::Error::Malformed)
+}
+
+fn threads(process: &Process, layout: &Layout, main: u64) -> Result<Vec<Thread>, pyframes::Error> {
+    steady(|| state::threads(process, layout, main).collect())
+}
+
+/// Reads again if the process changed what was being read.
+fn steady<T>(mut read: impl FnMut() -> Result<T, pyframes::Error>) -> Result<T, pyframes::Error> {
+    let mut result = read();
+    for _ in 0..REREADS {
+        if result.is_ok() {
+            break;
+        }
+        result = read();
+    }
+    result
+}
+
+/// The executable files of a process, the likely ones first.
+fn candidates(process: &Process) -> Result<Vec<MappedFile>, ProcessError> {
+    let program = process.program();
+    let mut files = process.mapped_files()?;
+    files.retain(MappedFile::is_executable);
+    files.sort_by_key(|file| (Some(file.first().inode) != program, !is_likely(file)));
+    Ok(files)
+}
+
+/// Whether a file's name is that of an interpreter.
+fn is_likely(mapped: &MappedFile) -> bool {
+    let name = mapped
+        .first()
+        .path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
+    name.contains("python") || name.contains("pypy")
+}
+
+/// The place in a mapped file that an address belongs to.
+fn locate(process: &Process, address: u64) -> Result<Location, LocateError> {
+    let files = process.mapped_files()?;
+    let found = files.iter().find_map(|file| {
+        let holds =
+            |mapping: &&crate::remote::Mapping| (mapping.start..mapping.end).contains(&address);
+        Some((file, file.mappings().iter().find(holds)?))
+    });
+    let (file, mapping) = found.ok_or(LocateError::NotInFile)?;
+    let opened = process.open_file(file).map_err(LocateError::File)?;
+    Ok(Location {
+        address,
+        path: opened.path,
+        device: mapping.device,
+        inode: mapping.inode,
+        file_offset: address - mapping.start + mapping.offset,
+    })
+}
+
+/// How far from its usual place `sys.modules` is searched, bytes.
+const MODULES_SEARCH: u32 = 512;
+
+/// How often an inconsistent reading is repeated.
+const REREADS: u32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_read_as_people_write_them() {
+        let version = PythonVersion::from_hex(0x030c_01f0, false);
+        assert_eq!(version.to_string(), "3.12.1");
+        assert_eq!(
+            PythonVersion::from_hex(0x030e_0af0, true).to_string(),
+            "3.14.10t"
+        );
+    }
+
+    #[test]
+    fn a_process_without_an_interpreter_is_not_python() {
+        let process = Process::open(std::process::id()).expect("opens");
+        let found = Interpreter::find(&process);
+        assert!(
+            matches!(found, Err(InterpreterError::NotPython)),
+            "{found:?}"
+        );
+    }
+}
