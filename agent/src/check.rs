@@ -653,7 +653,7 @@ mod tests {
             ..good_features()
         };
         let limited = Privileges {
-            capabilities: u64::MAX & !(1 << capability::SYS_RESOURCE),
+            capabilities: !(1 << capability::SYS_RESOURCE),
             ..root()
         };
         check(&old, &limited, &[("locked memory", State::Warn)]);

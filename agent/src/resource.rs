@@ -150,7 +150,7 @@ impl Host {
         let uname = rustix::system::uname();
         Self {
             name: uname.nodename().to_string_lossy().into_owned(),
-            id: MACHINE_ID.iter().find_map(|path| identifier(path)),
+            id: MACHINE_ID.iter().find_map(identifier),
             boot_id: identifier("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
             kernel_release: uname.release().to_string_lossy().into_owned(),
         }

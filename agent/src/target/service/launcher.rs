@@ -162,7 +162,6 @@ pub(super) const LAUNCHERS: &[Launcher] = &[
         environment: &[("FLASK_APP", Application), ("QUART_APP", Application)],
         positional: &[Command],
         serves_directory: true,
-        ..Launcher::NONE
     },
     Launcher {
         names: &["fastapi"],
@@ -179,7 +178,6 @@ pub(super) const LAUNCHERS: &[Launcher] = &[
         environment: &[("LITESTAR_APP", Application)],
         positional: &[Command],
         serves_directory: true,
-        ..Launcher::NONE
     },
     Launcher {
         names: &["sanic"],
