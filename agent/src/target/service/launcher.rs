@@ -1,7 +1,7 @@
 //! The programs that start Python applications and how each reads its
 //! arguments: a table, one row per program.
 //!
-//! `service` walks command lines with it. It has no logic of its own.
+//! `name` walks command lines with it. It has no logic of its own.
 
 /// What an argument of a launcher says about the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
