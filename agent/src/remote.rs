@@ -31,7 +31,7 @@ pub enum ProcessError {
     /// There is no process with this id.
     #[error("no such process")]
     NoSuchProcess,
-    /// The process has ended, or is a zombie.
+    /// The process has ended, is a zombie, or has replaced its program.
     #[error("the process has exited")]
     Exited,
     /// The kernel does not let us read it.
@@ -119,7 +119,7 @@ impl Process {
         self.mappings().map(group_by_file)
     }
 
-    /// Device and inode of the program file, if they can be told.
+    /// The inode of the program file, if it can be told.
     pub fn program(&self) -> Option<u64> {
         fs::metadata(proc_path(self.pid, "exe"))
             .ok()

@@ -4,7 +4,7 @@
 //! Only what moves between patch releases is taken from there; everything
 //! else comes from the layout of the version.
 
-use crate::layout::{InterpreterState, Layout, Series};
+use crate::layout::{InterpreterState, Layout, RuntimeState, Series};
 use crate::{Error, Memory};
 
 /// What a runtime says about itself.
@@ -56,10 +56,30 @@ impl DebugOffsets {
     }
 
     /// `layout` with the published offsets in place of its own.
+    ///
+    /// The runtime's other fields move with `interpreters.head`: this
+    /// structure stands before them all, and it is what could grow.
     pub fn applied_to(&self, layout: &Layout) -> Layout {
         let mut layout = *layout;
-        layout.runtime.interpreters_head = self.interpreters_head;
-        layout.runtime.interpreters_main = self.interpreters_head.wrapping_add(8);
+        let shift = self
+            .interpreters_head
+            .wrapping_sub(layout.runtime.interpreters_head);
+        let RuntimeState {
+            initialized,
+            auto_tss_key,
+            auto_tss_key_aarch64_glibc,
+            interpreters_head,
+            interpreters_main,
+        } = &mut layout.runtime;
+        for offset in [
+            initialized,
+            auto_tss_key,
+            auto_tss_key_aarch64_glibc,
+            interpreters_head,
+            interpreters_main,
+        ] {
+            *offset = offset.wrapping_add(shift);
+        }
         layout.interpreter = self.interpreter;
         layout
     }
@@ -156,6 +176,21 @@ mod tests {
         );
         let layout = layout::of(read.series()).expect("known");
         assert_eq!(read.applied_to(layout), *layout);
+    }
+
+    #[test]
+    fn a_longer_structure_moves_the_runtime() {
+        let mut fake = Fake::new();
+        let fields = [0x030d_00f0, 0, 0, 0, 632 + 16, 0, 0, 7264, 7344, 0, 7656];
+        let runtime = publish(&mut fake, &fields);
+        let read = DebugOffsets::read(&fake, runtime)
+            .expect("readable")
+            .expect("published");
+        let known = layout::of(read.series()).expect("known");
+        let moved = read.applied_to(known);
+        assert_eq!(moved.runtime.auto_tss_key, known.runtime.auto_tss_key + 16);
+        assert_eq!(moved.runtime.initialized, known.runtime.initialized + 16);
+        assert_eq!(moved.interpreter, known.interpreter);
     }
 
     #[test]

@@ -4,6 +4,18 @@ use crate::dict::Dict;
 use crate::layout::Layout;
 use crate::{Error, Memory, field};
 
+/// Whether the interpreter has been initialized and has not ended.
+///
+/// `runtime` is the address of `_PyRuntime`. Before and after, everything else
+/// may be half done.
+pub fn is_initialized<M: Memory>(memory: &M, layout: &Layout, runtime: u64) -> Result<bool, Error> {
+    match memory.u32(field(runtime, layout.runtime.initialized))? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(Error::Malformed),
+    }
+}
+
 /// Address of the first interpreter, or `None` while there is none.
 ///
 /// `runtime` is the address of `_PyRuntime`.
@@ -167,6 +179,18 @@ mod tests {
             let modules = modules(fake, layout, interpreter).expect("opens");
             assert_eq!(modules.get(fake, layout, "threading"), Ok(Some(module)));
             assert_eq!(modules.get(fake, layout, "uvloop"), Ok(None));
+        });
+    }
+
+    #[test]
+    fn a_runtime_tells_whether_it_is_initialized() {
+        for_each_layout(|layout, fake| {
+            let runtime = fake.put(&[0; 4096]);
+            assert_eq!(is_initialized(fake, layout, runtime), Ok(false));
+            fake.put_u8(field(runtime, layout.runtime.initialized), 1);
+            assert_eq!(is_initialized(fake, layout, runtime), Ok(true));
+            fake.put_u8(field(runtime, layout.runtime.initialized), 7);
+            assert_eq!(is_initialized(fake, layout, runtime), Err(Error::Malformed));
         });
     }
 

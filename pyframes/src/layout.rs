@@ -142,6 +142,9 @@ pub struct Layout {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuntimeState {
+    /// `initialized`, an `int`: set when `sys` and the main thread are ready
+    /// and until the interpreter ends, as `Py_IsInitialized` tells.
+    pub initialized: u32,
     /// `autoTSSkey`, a `Py_tss_t`: the pthread key whose value in a thread is
     /// the thread's `PyThreadState`, whether or not it holds the GIL.
     pub auto_tss_key: u32,

@@ -341,6 +341,19 @@ mod tests {
     }
 
     #[test]
+    fn garbage_never_panics() {
+        for_each_layout(|layout, fake| {
+            for text in ["plain", "caf\u{e9}", "\u{1f40d}"] {
+                let address = fake.string(layout, text);
+                fake.each_corruption(address, |fake| {
+                    let _ = read_str(fake, layout, address, &mut [0; 100]);
+                    let _ = str_equals(fake, layout, address, text);
+                });
+            }
+        });
+    }
+
+    #[test]
     fn reads_c_strings_up_to_the_end_of_the_mapping() {
         let mut fake = Fake::new();
         for text in ["", "write", &"long".repeat(40)] {

@@ -3,7 +3,8 @@
 //!
 //! They need permission to read other processes (root), but no BPF. A Python
 //! that is not installed fails its test, unless
-//! `OTEL_EBPF_ALLOW_MISSING_PYTHONS=1` is set.
+//! `OTEL_EBPF_ALLOW_MISSING_PYTHONS=1` is set. `OTEL_EBPF_UVLOOP_PYTHON` names
+//! a Python with uvloop.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
@@ -114,8 +115,8 @@ fn system() -> Option<PathBuf> {
     present(program.exists().then_some(program), "/usr/bin/python3")
 }
 
-/// The Python with uvloop installed, from `OTEL_EBPF_UVLOOP_PYTHON` or the
-/// build machine's usual place.
+/// A Python that has uvloop: the one `OTEL_EBPF_UVLOOP_PYTHON` names, or
+/// pyenv's.
 fn with_uvloop() -> Option<PathBuf> {
     let program = std::env::var_os("OTEL_EBPF_UVLOOP_PYTHON").map(PathBuf::from);
     let has_it = |program: &PathBuf| {
@@ -126,6 +127,7 @@ fn with_uvloop() -> Option<PathBuf> {
     present(found, "a Python with uvloop (set OTEL_EBPF_UVLOOP_PYTHON)")
 }
 
+#[expect(clippy::print_stderr, reason = "a test that is skipped must say so")]
 fn present(program: Option<PathBuf>, what: &str) -> Option<PathBuf> {
     if program.is_none() {
         let allowed =
@@ -412,25 +414,29 @@ fn pypy_is_named() {
 
 #[test]
 fn every_moment_of_a_start_is_told_truly() {
-    let Some(program) = pyenv("3.12") else { return };
-    let running = Running::python(&program, IDLE);
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        match running.find() {
-            Ok(found) => {
-                assert_eq!(found.version.minor, 12);
-                break;
+    for minor in 8..=13 {
+        let Some(program) = pyenv(&format!("3.{minor}")) else {
+            continue;
+        };
+        let running = Running::python(&program, IDLE);
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match running.find() {
+                Ok(found) => {
+                    assert_eq!(found.version.minor, minor);
+                    break;
+                }
+                // Before the exec it is this test, then a program whose
+                // library is not loaded, then an interpreter that starts.
+                Err(
+                    InterpreterError::NotPython
+                    | InterpreterError::NotInitialized
+                    | InterpreterError::Process(ProcessError::Exited),
+                ) => {}
+                Err(error) => panic!("{error}"),
             }
-            // Before the exec it is this test, then a program whose library
-            // is not loaded, then an interpreter that starts.
-            Err(
-                InterpreterError::NotPython
-                | InterpreterError::NotInitialized
-                | InterpreterError::Process(ProcessError::Exited),
-            ) => {}
-            Err(error) => panic!("{error}"),
+            assert!(Instant::now() < deadline, "never initialized");
         }
-        assert!(Instant::now() < deadline, "never initialized");
     }
 }
 
@@ -512,6 +518,7 @@ fn uvloop_transports_lead_to_their_descriptors() {
         .method_address(&process, module, class, method)
         .expect("reads");
     let located = located.expect("has the method");
+    assert_eq!(located.address, write);
     assert!(
         located.path.to_string_lossy().contains("uvloop"),
         "{located:?}"

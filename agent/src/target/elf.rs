@@ -135,14 +135,16 @@ impl Elf {
         &self,
         names: [&str; N],
     ) -> Result<[Option<Symbol>; N], ElfError> {
-        let mut found = [None; N];
-        for table in &self.tables {
-            if found.iter().all(Option::is_some) {
-                break;
-            }
-            self.search(*table, names, &mut found)?;
-        }
-        Ok(found)
+        self.look_up(names, &self.tables)
+    }
+
+    /// Looks up the symbols that the file exports; one without a dynamic
+    /// symbol table (a static program) exports all it has.
+    pub fn exports<const N: usize>(
+        &self,
+        names: [&str; N],
+    ) -> Result<[Option<Symbol>; N], ElfError> {
+        self.look_up(names, self.tables.get(..1).unwrap_or_default())
     }
 
     /// Looks up one defined symbol.
@@ -207,6 +209,21 @@ impl Elf {
         let mut bytes = vec![0; usize::try_from(size).map_err(|_| ElfError::Damaged)?];
         self.file.read_exact_at(&mut bytes, offset)?;
         Ok(bytes)
+    }
+
+    fn look_up<const N: usize>(
+        &self,
+        names: [&str; N],
+        tables: &[SymbolTable],
+    ) -> Result<[Option<Symbol>; N], ElfError> {
+        let mut found = [None; N];
+        for table in tables {
+            if found.iter().all(Option::is_some) {
+                break;
+            }
+            self.search(*table, names, &mut found)?;
+        }
+        Ok(found)
     }
 
     fn search<const N: usize>(

@@ -22,7 +22,7 @@ use self::evidence::Evidence;
 pub use self::tss::Tss;
 use super::elf::{ElfError, MappedElf};
 use super::uvloop;
-use crate::remote::{MappedFile, Process, ProcessError};
+use crate::remote::{MappedFile, Mapping, Process, ProcessError};
 
 /// A version of Python with its build flavor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,20 +215,23 @@ impl Interpreter {
 
     /// The interpreter in one mapped file, or `None` if the file holds none.
     fn in_image(process: &Process, mapped: &MappedFile) -> Result<Option<Self>, InterpreterError> {
-        let image_error = |source| InterpreterError::Image {
-            path: mapped.first().path.clone(),
-            source,
-        };
-        let image = match MappedElf::open(process, mapped) {
-            Ok(image) => image,
+        let path = &mapped.first().path;
+        let examined = MappedElf::open(process, mapped)
+            .and_then(|image| evidence::gather(&image.elf).map(|evidence| (image, evidence)));
+        let (image, evidence) = match examined {
+            Ok(examined) => examined,
             Err(ElfError::NotElf) => return Ok(None),
-            Err(source) if is_likely(mapped) => return Err(image_error(source)),
+            Err(source) if is_likely(mapped) => {
+                return Err(InterpreterError::Image {
+                    path: path.clone(),
+                    source,
+                });
+            }
             Err(error) => {
-                tracing::debug!(path = %mapped.first().path.display(), %error, "skipped a mapped file");
+                tracing::debug!(path = %path.display(), %error, "skipped a mapped file");
                 return Ok(None);
             }
         };
-        let evidence = evidence::gather(&image.elf).map_err(image_error)?;
         let (runtime, series, version) = match evidence {
             None => return Ok(None),
             Some(Evidence::PyPy) => return Err(InterpreterError::PyPy),
@@ -320,19 +323,47 @@ impl Claim {
             None => *known,
         };
 
+        match state::is_initialized(process, &layout, runtime) {
+            Ok(true) => {}
+            Ok(false) => return Err(InterpreterError::NotInitialized),
+            Err(_) => {
+                return Err(mismatch(
+                    "its runtime does not tell whether it is initialized",
+                ));
+            }
+        }
+        let interpreter = self.read(process, image, layout, version);
+        // What does not fit may be an interpreter that has just ended.
+        let ended = || state::is_initialized(process, &layout, runtime) == Ok(false);
+        match interpreter {
+            Err(_) if ended() => Err(InterpreterError::NotInitialized),
+            read => read,
+        }
+    }
+
+    /// Reads an initialized interpreter with its layout.
+    fn read(
+        self,
+        process: &Process,
+        image: MappedElf,
+        layout: Layout,
+        version: PythonVersion,
+    ) -> Result<Interpreter, InterpreterError> {
+        let runtime = self.runtime;
+        let mismatch = |check| InterpreterError::LayoutMismatch { version, check };
         let key = state::auto_tss_key(process, runtime, layout.runtime.auto_tss_key)
-            .map_err(|_| mismatch("autoTSSkey is not a key"))?
-            .ok_or(InterpreterError::NotInitialized)?;
+            .ok()
+            .flatten()
+            .ok_or_else(|| mismatch("autoTSSkey is not a key"))?;
         let main = state::main_interpreter(process, &layout, runtime)
-            .map_err(|_| mismatch("the list of interpreters is not readable"))?
-            .ok_or(InterpreterError::NotInitialized)?;
-        let (layout, hex) = find_modules(process, layout, main, version)?;
-        let version = PythonVersion::from_hex(hex, free_threaded);
+            .ok()
+            .flatten()
+            .ok_or_else(|| mismatch("there is no main interpreter"))?;
+        let (layout, hex) = find_modules(process, layout, main, version)
+            .ok_or_else(|| mismatch("sys.hexversion is not where it belongs"))?;
+        let version = PythonVersion::from_hex(hex, version.free_threaded);
         let threads = threads(process, &layout, main)
             .map_err(|_| mismatch("the list of threads is not readable"))?;
-        if threads.is_empty() {
-            return Err(InterpreterError::NotInitialized);
-        }
         let tss = tss::locate(process, &threads, key)
             .ok_or_else(|| mismatch("the threads do not have their states where they belong"))?;
         Ok(Interpreter {
@@ -347,7 +378,8 @@ impl Claim {
 }
 
 /// The layout with the place where `sys.modules` really is, and the
-/// `sys.hexversion` found there.
+/// `sys.hexversion` found there, which must be of the version that the layout
+/// is for.
 ///
 /// The place moves between patch releases that publish no offsets if a field
 /// before it changes its size; `sys` inside proves that it is the right one.
@@ -356,10 +388,9 @@ fn find_modules(
     layout: Layout,
     main: u64,
     version: PythonVersion,
-) -> Result<(Layout, u32), InterpreterError> {
+) -> Option<(Layout, u32)> {
     let expected = layout.interpreter.modules;
-    let nearby = (8..=MODULES_SEARCH).step_by(8);
-    let offsets = nearby.flat_map(|distance| {
+    let nearby = (8..=MODULES_SEARCH).step_by(8).flat_map(|distance| {
         [
             expected.checked_sub(distance),
             expected.checked_add(distance),
@@ -367,27 +398,18 @@ fn find_modules(
         .into_iter()
         .flatten()
     });
-    for modules in std::iter::once(expected).chain(offsets) {
+    std::iter::once(expected).chain(nearby).find_map(|modules| {
         let mut layout = layout;
         layout.interpreter.modules = modules;
-        if let Ok(Some(hex)) = hexversion(process, &layout, main)
-            && hex >> 16 == u32::from(version.major) << 8 | u32::from(version.minor)
-        {
-            return Ok((layout, hex));
-        }
-    }
-    match hexversion(process, &layout, main) {
-        Ok(None) | Err(pyframes::Error::Null) => Err(InterpreterError::NotInitialized),
-        Ok(Some(_)) => Err(mismatch(version, "sys.hexversion is another version's")),
-        Err(_) => Err(mismatch(version, "sys.hexversion is not readable")),
-    }
+        let hex = steady(|| hexversion(process, &layout, main))
+            .ok()
+            .flatten()?;
+        let [_, _, minor, major] = hex.to_le_bytes();
+        ((major, minor) == (version.major, version.minor)).then_some((layout, hex))
+    })
 }
 
-fn mismatch(version: PythonVersion, check: &'static str) -> InterpreterError {
-    InterpreterError::LayoutMismatch { version, check }
-}
-
-/// `sys.hexversion`, or `None` while `sys` or its name is not there.
+/// `sys.hexversion`, or `None` if `sys` or its name is not there.
 fn hexversion(
     process: &Process,
     layout: &Layout,
@@ -430,7 +452,8 @@ fn candidates(process: &Process) -> Result<Vec<MappedFile>, ProcessError> {
     Ok(files)
 }
 
-/// Whether a file's name is that of an interpreter.
+/// Whether a file's name is that of an interpreter, and not merely of a module
+/// built for one (`_ssl.cpython-312-x86_64-linux-gnu.so`).
 fn is_likely(mapped: &MappedFile) -> bool {
     let name = mapped
         .first()
@@ -438,15 +461,16 @@ fn is_likely(mapped: &MappedFile) -> bool {
         .file_name()
         .unwrap_or_default()
         .to_string_lossy();
-    name.contains("python") || name.contains("pypy")
+    ["python", "libpython", "pypy", "libpypy"]
+        .iter()
+        .any(|start| name.starts_with(start))
 }
 
 /// The place in a mapped file that an address belongs to.
 fn locate(process: &Process, address: u64) -> Result<Location, LocateError> {
     let files = process.mapped_files()?;
     let found = files.iter().find_map(|file| {
-        let holds =
-            |mapping: &&crate::remote::Mapping| (mapping.start..mapping.end).contains(&address);
+        let holds = |mapping: &&Mapping| (mapping.start..mapping.end).contains(&address);
         Some((file, file.mappings().iter().find(holds)?))
     });
     let (file, mapping) = found.ok_or(LocateError::NotInFile)?;

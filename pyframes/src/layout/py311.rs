@@ -7,6 +7,7 @@ use super::*;
 
 pub(super) const LAYOUT: Layout = Layout {
     runtime: RuntimeState {
+        initialized: 16,
         auto_tss_key: 592,
         auto_tss_key_aarch64_glibc: 608,
         interpreters_head: 40,

@@ -7,6 +7,7 @@ use super::*;
 
 pub(super) const LAYOUT: Layout = Layout {
     runtime: RuntimeState {
+        initialized: 16,
         auto_tss_key: 1544,
         auto_tss_key_aarch64_glibc: 1544,
         interpreters_head: 40,

@@ -6,6 +6,7 @@ use super::*;
 
 pub(super) const LAYOUT: Layout = Layout {
     runtime: RuntimeState {
+        initialized: 600,
         auto_tss_key: 2160,
         auto_tss_key_aarch64_glibc: 2160,
         interpreters_head: 632,

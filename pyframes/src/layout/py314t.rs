@@ -6,6 +6,7 @@ use super::*;
 
 pub(super) const LAYOUT: Layout = Layout {
     runtime: RuntimeState {
+        initialized: 776,
         auto_tss_key: 2336,
         auto_tss_key_aarch64_glibc: 2336,
         interpreters_head: 808,

@@ -7,6 +7,7 @@ use super::*;
 
 pub(super) const LAYOUT: Layout = Layout {
     runtime: RuntimeState {
+        initialized: 12,
         auto_tss_key: 1392,
         auto_tss_key_aarch64_glibc: 1408,
         interpreters_head: 32,

@@ -6,6 +6,7 @@ use super::*;
 
 pub(super) const LAYOUT: Layout = Layout {
     runtime: RuntimeState {
+        initialized: 12,
         auto_tss_key: 584,
         auto_tss_key_aarch64_glibc: 600,
         interpreters_head: 32,

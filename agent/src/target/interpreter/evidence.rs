@@ -35,7 +35,7 @@ pub(super) enum Evidence {
 
 /// Reads the evidence in a file, or `None` if it holds no interpreter.
 pub(super) fn gather(elf: &Elf) -> Result<Option<Evidence>, ElfError> {
-    elf.symbols(NAMES).map(|found| weigh(&found))
+    elf.exports(NAMES).map(|found| weigh(&found))
 }
 
 fn weigh(found: &[Option<Symbol>; NAMES.len()]) -> Option<Evidence> {
