@@ -4,19 +4,25 @@
 //! tells the whole. The binary (`main.rs`) only parses arguments and calls
 //! [`run`].
 
+#![forbid(unsafe_code)]
+
 pub mod assemble;
 pub mod attribute;
 pub mod batch;
 pub mod check;
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod discovery;
 pub mod export;
 pub mod kernel;
+pub mod launch;
 pub mod probes;
 pub mod propagation;
 pub mod protocol;
 pub mod remote;
 pub mod resource;
+pub mod run;
 pub mod signal;
 pub mod source;
 pub mod stats;

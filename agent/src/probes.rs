@@ -3,15 +3,16 @@
 //! With `source` the only module that names aya. It decides nothing: what to
 //! trace comes from `run`, where to probe from `target`.
 
-use std::collections::HashSet;
+use std::num::NonZeroU32;
 use std::path::Path;
 
 use abi::counter::Counter;
 use abi::map::{Connection, Descriptor, KernelOffsets, Target};
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeScope};
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope};
 use aya::programs::{Program, ProgramError, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya_log::EbpfLogger;
 
 use crate::source::Source;
 
@@ -60,6 +61,9 @@ pub enum ProbeError {
         /// Why.
         source: MapError,
     },
+    /// The kernel side's log cannot be read.
+    #[error("cannot read the kernel side's log: {0}")]
+    Log(String),
     /// The object lacks a map or program: the build is broken.
     #[error("the bpf object has no {0}")]
     Missing(String),
@@ -79,8 +83,6 @@ pub struct ProbeSettings {
 /// A place in a file where a function probe goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Hook {
-    /// A `ret` instruction of `PyContext_CopyCurrent`.
-    ContextCopied,
     /// `PyContext_CopyCurrent` itself, by return probe.
     ContextReturned,
     /// A function that returns a new `PyContext`, by return probe.
@@ -92,12 +94,18 @@ pub enum Hook {
 impl Hook {
     fn program(self) -> &'static str {
         match self {
-            Self::ContextCopied => "context_copied",
             Self::ContextReturned => "context_returned",
             Self::ContextCreated => "context_created",
             Self::TransportWrite => "transport_write",
         }
     }
+}
+
+/// An attached function probe.
+struct Hooked {
+    hook: Hook,
+    offset: u64,
+    link: UProbeLinkId,
 }
 
 /// The loaded kernel side. Dropping it detaches and frees everything.
@@ -107,7 +115,9 @@ pub struct Probes {
     connections: HashMap<MapData, Descriptor, Connection>,
     muted: HashMap<MapData, u64, u8>,
     counters: PerCpuArray<MapData, u64>,
-    hooked: HashSet<(u64, u64, u64, Hook)>,
+    hooks: std::collections::HashMap<u32, Vec<Hooked>>,
+    /// Hands the kernel side's log lines on.
+    flush_log: Option<Box<dyn FnMut()>>,
 }
 
 impl Probes {
@@ -138,12 +148,20 @@ impl Probes {
                 source: Box::new(source),
             })?;
         }
+        let flush_log = if settings.kernel_log {
+            let mut logger =
+                EbpfLogger::init(&mut ebpf).map_err(|error| ProbeError::Log(error.to_string()))?;
+            Some(Box::new(move || logger.flush()) as Box<dyn FnMut()>)
+        } else {
+            None
+        };
         Ok(Self {
             targets: map(&mut ebpf, "TARGETS")?,
             connections: map(&mut ebpf, "CONNECTIONS")?,
             muted: map(&mut ebpf, "MUTED")?,
             counters: map(&mut ebpf, "COUNTERS")?,
-            hooked: HashSet::new(),
+            hooks: std::collections::HashMap::new(),
+            flush_log,
             ebpf,
         })
     }
@@ -181,37 +199,47 @@ impl Probes {
         Ok(())
     }
 
-    /// Attaches a function probe at an offset of a file, once per file and
-    /// place. It fires in every process that maps the file; the programs
-    /// leave at once in those that are not targets.
-    ///
-    /// `file` identifies the file by device and inode; returns whether the
-    /// probe is new.
+    /// Attaches a function probe at an offset of a file, in one process and
+    /// once per place.
     pub fn hook(
         &mut self,
         hook: Hook,
+        pid: u32,
         path: &Path,
-        file: (u64, u64),
         offset: u64,
-    ) -> Result<bool, ProbeError> {
-        if !self.hooked.insert((file.0, file.1, offset, hook)) {
-            return Ok(false);
+    ) -> Result<(), ProbeError> {
+        let hooks = self.hooks.entry(pid).or_default();
+        if hooks
+            .iter()
+            .any(|known| known.hook == hook && known.offset == offset)
+        {
+            return Ok(());
         }
+        let scope = match NonZeroU32::new(pid) {
+            Some(pid) => UProbeScope::OneProcess(pid),
+            None => UProbeScope::CallingProcess,
+        };
         let name = hook.program();
         let program: &mut UProbe = program(&mut self.ebpf, name)?;
-        let attached = program.attach(
-            UProbeAttachLocation::AbsoluteOffset(offset),
-            path,
-            UProbeScope::AllProcesses,
-        );
-        match attached {
-            Ok(_link) => Ok(true),
-            Err(source) => {
-                self.hooked.remove(&(file.0, file.1, offset, hook));
-                Err(ProbeError::Program {
-                    name: name.to_owned(),
-                    source: Box::new(source),
-                })
+        let link = program
+            .attach(UProbeAttachLocation::AbsoluteOffset(offset), path, scope)
+            .map_err(|source| ProbeError::Program {
+                name: name.to_owned(),
+                source: Box::new(source),
+            })?;
+        hooks.push(Hooked { hook, offset, link });
+        Ok(())
+    }
+
+    /// Detaches the function probes of a process that ended or changed its
+    /// image.
+    pub fn unhook(&mut self, pid: u32) {
+        for Hooked { hook, link, .. } in self.hooks.remove(&pid).unwrap_or_default() {
+            let program: Result<&mut UProbe, _> = program(&mut self.ebpf, hook.program());
+            if let Ok(program) = program
+                && let Err(error) = program.detach(link)
+            {
+                tracing::debug!(pid, %error, ?hook, "cannot detach a probe");
             }
         }
     }
@@ -268,6 +296,13 @@ impl Probes {
                 (name, value, loss)
             })
             .collect()
+    }
+
+    /// Hands what the kernel side logged meanwhile to `tracing`.
+    pub fn flush_log(&mut self) {
+        if let Some(flush) = &mut self.flush_log {
+            flush();
+        }
     }
 
     /// Takes the event ring; there is only one reader.

@@ -4,7 +4,8 @@
 //! and kinds are checked all the same, and a record that does not fit is
 //! counted and skipped.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use abi::record::{self, Close, Data, Open, Process};
 use aya::maps::{MapData, RingBuf};
@@ -38,27 +39,35 @@ impl Source {
         }
     }
 
-    /// Hands up to `limit` waiting events to `take`, oldest first; returns
-    /// how many there were.
-    pub fn drain(&mut self, limit: usize, mut take: impl FnMut(Event<'_>)) -> usize {
+    /// Hands up to `limit` waiting events to `take`, oldest first, until it
+    /// breaks off; returns how many it took.
+    pub fn drain(
+        &mut self,
+        limit: usize,
+        mut take: impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> usize {
         let mut count = 0;
         while count < limit {
             let Some(item) = self.ring.next() else {
                 break;
             };
+            count += 1;
             match decode(&item) {
-                Some(event) => take(event),
+                Some(event) => {
+                    if take(event).is_break() {
+                        break;
+                    }
+                }
                 None => self.undecodable += 1,
             }
-            count += 1;
         }
         count
     }
 }
 
-impl AsRawFd for Source {
-    fn as_raw_fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
+impl AsFd for Source {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
     }
 }
 

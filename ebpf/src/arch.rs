@@ -2,9 +2,6 @@
 //!
 //! Nothing outside this module assumes a register or a number.
 
-use aya_ebpf::EbpfContext;
-use aya_ebpf::programs::ProbeContext;
-
 /// The registers of a system call, read once per event.
 pub(crate) struct SyscallRegs {
     /// Its number.
@@ -48,9 +45,6 @@ mod imp {
     }
 
     use crate::kernel;
-
-    /// `rax`: where a function returns its value.
-    pub(crate) const RETURN: usize = 80 / 8;
 
     /// The number and the first four arguments.
     #[inline(always)]
@@ -102,9 +96,6 @@ mod imp {
 
     use crate::kernel;
 
-    /// `x0`: where a function returns its value.
-    pub(crate) const RETURN: usize = 0;
-
     /// The number and the first four arguments.
     #[inline(always)]
     pub(crate) fn call(regs: u64) -> Option<(i64, [u64; 4])> {
@@ -122,13 +113,4 @@ pub(crate) use imp::nr;
 #[inline(always)]
 pub(crate) fn syscall_regs(regs: u64) -> Option<SyscallRegs> {
     imp::call(regs).map(|(number, args)| SyscallRegs { number, args })
-}
-
-/// The value a probed function is about to return.
-#[inline(always)]
-pub(crate) fn return_value(ctx: &ProbeContext) -> u64 {
-    let regs: *const u64 = ctx.as_ptr().cast();
-    // SAFETY: the verifier checks accesses to the probe's `pt_regs`; RETURN
-    // lies inside it on this architecture.
-    unsafe { *regs.add(imp::RETURN) }
 }

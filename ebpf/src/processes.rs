@@ -20,62 +20,56 @@ pub(crate) fn target(pid: u32) -> Option<&'static Target> {
 }
 
 /// A task forked. A child process of a target becomes a target at once, so
-/// that its first request is seen.
+/// that its first request is seen; returns its id.
 #[inline(always)]
-pub(crate) fn fork(parent: u64, child: u64) {
-    let Some(parent) = kernel::read::<u32>(parent, offset!(task_tgid)) else {
-        return;
-    };
-    let Some(target) = target(parent) else {
-        return;
-    };
-    let Some(pid) = kernel::read::<u32>(child, offset!(task_tgid)) else {
-        return;
-    };
+pub(crate) fn fork(parent: u64, child: u64) -> Option<u32> {
+    let parent = kernel::read::<u32>(parent, offset!(task_tgid))?;
+    let target = target(parent)?;
+    let pid = kernel::read::<u32>(child, offset!(task_tgid))?;
     if pid == parent {
-        return;
+        return None;
     }
     let copy = *target;
     if TARGETS.insert(pid, &copy, 0).is_err() {
         count(Counter::TargetTableFull);
-        return;
+        return None;
     }
     record(kind::FORK, pid, parent, 0);
+    Some(pid)
 }
 
 /// The current process replaced its image: what was known of its interpreter
-/// is no longer true.
+/// is no longer true. Returns its id if it is a target.
 #[inline(always)]
-pub(crate) fn exec() {
+pub(crate) fn exec() -> Option<u32> {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    if target(pid).is_none() {
-        return;
-    }
+    target(pid)?;
     let blank = Target::default();
     if TARGETS.insert(pid, &blank, 0).is_err() {
         count(Counter::TargetTableFull);
     }
     record(kind::EXEC, pid, 0, 0);
+    Some(pid)
 }
 
-/// A task ended; with its last thread the process ended.
+/// A task ended; with its last thread the process ended, and its id is
+/// returned if it was a target.
 #[inline(always)]
-pub(crate) fn exit(task: u64) {
+pub(crate) fn exit(task: u64) -> Option<u32> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let pid = (pid_tgid >> 32) as u32;
-    if target(pid).is_none() {
-        return;
-    }
+    target(pid)?;
     // An entry that is not there is no error: the thread made no call we saw.
     let _absent = THREADS.remove(pid_tgid);
     // The kernel decrements `signal->live` before this tracepoint
     // (do_exit, kernel/exit.c, 5.10 to 6.18).
-    let live = kernel::pointer(task, offset!(task_signal))
-        .and_then(|signal| kernel::read::<i32>(signal, offset!(signal_live)));
-    if live == Some(0) {
-        let _absent = TARGETS.remove(pid);
-        record(kind::EXIT, pid, 0, 0);
+    let signal = kernel::pointer(task, offset!(task_signal))?;
+    if kernel::read::<i32>(signal, offset!(signal_live))? != 0 {
+        return None;
     }
+    let _absent = TARGETS.remove(pid);
+    record(kind::EXIT, pid, 0, 0);
+    Some(pid)
 }
 
 /// A target listens on a socket.

@@ -1,0 +1,654 @@
+//! The traced processes: found, prepared for the kernel side, followed
+//! through fork and exec until they end.
+//!
+//! This is the slow path beside the pipeline. `run` calls it when a process
+//! is named, forks, executes, listens or ends; it reads `/proc` and process
+//! memory and steers `probes`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use abi::map::{Connection, Descriptor, Target, target_flag};
+use abi::record::role;
+
+use crate::probes::{Hook, ProbeError, Probes};
+use crate::protocol::{Endpoint, Role};
+use crate::remote::{self, Process};
+use crate::resource::{Host, Resource, Runtime};
+use crate::stats::counters;
+use crate::stream::Opening;
+use crate::target::interpreter::{Interpreter, InterpreterError, Location};
+use crate::target::process::{ProcessError, ProcessInfo};
+use crate::target::service::{TargetSettings, derive_service_name};
+use crate::target::sockets::sockets;
+use crate::target::uvloop;
+
+/// Ids of connections that the agent makes known have this bit; the kernel's
+/// never do.
+const SEEDED: u64 = 1 << 63;
+/// How often an interpreter that is still starting is looked for again.
+const RETRY: Duration = Duration::from_millis(50);
+/// How long a process may take to become a Python process, and how long its
+/// modules are looked at again while it starts.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+counters! {
+    /// Counters of `discovery`.
+    pub struct DiscoveryStats {
+        /// Processes traced.
+        processes => "discovery.processes",
+        /// Processes that ended.
+        ended => "discovery.ended",
+        /// Connections older than the attach that were made known.
+        seeded => "discovery.seeded_connections",
+        /// Connections older than the attach that were left out: too many, or
+        /// closed meanwhile.
+        unseeded => "discovery.dropped.connections",
+        /// Processes whose Python could not be read: sockets only.
+        without_python => "discovery.without_python",
+        /// Function probes that could not be attached.
+        hooks_failed => "discovery.hooks_failed",
+    }
+}
+
+/// Why a process cannot be traced.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// Its files in `/proc` cannot be read.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// Its memory cannot be read.
+    #[error("process {pid}: {source}")]
+    Memory {
+        /// Which process.
+        pid: u32,
+        /// Why.
+        source: remote::ProcessError,
+    },
+    /// It runs no Python that we know.
+    #[error("process {pid}: {source}")]
+    Interpreter {
+        /// Which process.
+        pid: u32,
+        /// Why.
+        source: InterpreterError,
+    },
+    /// The kernel refused.
+    #[error("process {pid}: {source}")]
+    Probe {
+        /// Which process.
+        pid: u32,
+        /// Why.
+        source: ProbeError,
+    },
+    /// Its own environment asks for no traces.
+    #[error("process {pid} asks for no traces ({variable} in its environment)")]
+    Unwanted {
+        /// Which process.
+        pid: u32,
+        /// By which variable.
+        variable: &'static str,
+    },
+}
+
+/// A traced process.
+struct Tracee {
+    settings: TargetSettings,
+    service: String,
+    interpreter: Option<Arc<Interpreter>>,
+    target: Target,
+    /// Until when it is looked at again, as it may still be starting.
+    until: Option<Instant>,
+    next_look: Instant,
+}
+
+/// What the pipeline must know of a change.
+#[derive(Default)]
+pub struct Changes {
+    /// Processes with their resources, new or changed.
+    pub processes: Vec<(u32, Arc<Resource>)>,
+    /// Connections older than the attach.
+    pub openings: Vec<Opening>,
+    /// Lines for the operator.
+    pub messages: Vec<String>,
+}
+
+/// All traced processes.
+pub struct Discovery {
+    tracees: HashMap<u32, Tracee>,
+    host: Host,
+    next_seed: u64,
+    /// What happened, counted.
+    pub stats: DiscoveryStats,
+}
+
+/// Modules worth telling the operator about, and what they are.
+const LIBRARIES: &[(&str, Kind)] = &[
+    ("gunicorn", Kind::Server),
+    ("uvicorn", Kind::Server),
+    ("hypercorn", Kind::Server),
+    ("daphne", Kind::Server),
+    ("granian", Kind::Server),
+    ("waitress", Kind::Server),
+    ("uwsgi", Kind::Server),
+    ("flask", Kind::Library),
+    ("fastapi", Kind::Library),
+    ("starlette", Kind::Library),
+    ("django", Kind::Library),
+    ("aiohttp", Kind::Library),
+    ("tornado", Kind::Library),
+    ("requests", Kind::Library),
+    ("httpx", Kind::Library),
+    ("urllib3", Kind::Library),
+    ("uvloop", Kind::Library),
+    ("greenlet", Kind::Library),
+];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Server,
+    Library,
+}
+
+impl Discovery {
+    /// Traces nothing yet.
+    pub fn new() -> Self {
+        Self {
+            tracees: HashMap::new(),
+            host: Host::read(),
+            next_seed: SEEDED,
+            stats: DiscoveryStats::default(),
+        }
+    }
+
+    /// Begins to trace a running Python process.
+    pub fn attach(&mut self, pid: u32, probes: &mut Probes) -> Result<Changes, AttachError> {
+        let info = ProcessInfo::read(pid)?;
+        let settings = wanted(pid, &info)?;
+        let process = open(pid)?;
+        let mut changes = Changes::default();
+        let interpreter = match Interpreter::find(&process) {
+            Ok(interpreter) => Some(interpreter),
+            Err(InterpreterError::NotInitialized) => None,
+            Err(error) if degradable(&error) => {
+                self.stats.without_python.one();
+                changes.messages.push(format!(
+                    "tracing {pid}: its sockets only, so no span will have a parent: {error}"
+                ));
+                None
+            }
+            Err(source) => return Err(AttachError::Interpreter { pid, source }),
+        };
+        self.begin(pid, settings, derive_service_name(&info), probes)?;
+        self.learn(pid, &process, interpreter, probes, &mut changes);
+        self.seed(pid, probes, &mut changes);
+        Ok(changes)
+    }
+
+    /// Begins to trace a process that will become the command of `run`.
+    pub fn expect(&mut self, pid: u32, probes: &mut Probes) -> Result<(), AttachError> {
+        let info = ProcessInfo::read(pid)?;
+        let settings = TargetSettings::new(&info.environment);
+        self.begin(pid, settings, derive_service_name(&info), probes)
+    }
+
+    /// A traced process forked. The kernel side follows the child already;
+    /// its resource is made at once, the rest by [`Discovery::settle`].
+    pub fn forked(&mut self, child: u32, parent: u32) -> Changes {
+        let mut changes = Changes::default();
+        let Some(from) = self.tracees.get(&parent) else {
+            return changes;
+        };
+        let tracee = Tracee {
+            settings: from.settings.clone(),
+            service: from.service.clone(),
+            // The child runs the parent's program at the same addresses.
+            interpreter: from.interpreter.clone(),
+            target: from.target,
+            until: None,
+            next_look: Instant::now(),
+        };
+        self.stats.processes.one();
+        self.tracees.insert(child, tracee);
+        self.resource(child, &mut changes);
+        changes
+    }
+
+    /// A forked process goes on with its parent's program: it needs probes of
+    /// its own, and may have inherited connections.
+    ///
+    /// Not to be called for one that executes another program at once; such a
+    /// child may share its parent's memory until then (`vfork`).
+    pub fn settle(&mut self, child: u32, probes: &mut Probes) -> Changes {
+        let mut changes = Changes::default();
+        let now = Instant::now();
+        let Some(tracee) = self.tracees.get_mut(&child) else {
+            return changes;
+        };
+        tracee.until = Some(now + PATIENCE);
+        tracee.next_look = now + RETRY;
+        let message = format!("tracing {child}: forked, as {}", tracee.service_name());
+        let Ok(process) = open(child) else {
+            return changes;
+        };
+        if tracee.interpreter.is_some() {
+            changes.messages.push(message);
+            tracee.target.flags &= !target_flag::TASK_AFTER_READ;
+            self.hook_contexts(child, &process, probes);
+            self.modules(child, &process, probes);
+        }
+        self.seed(child, probes, &mut changes);
+        changes
+    }
+
+    /// A traced process replaced its image.
+    pub fn executed(&mut self, pid: u32, probes: &mut Probes) -> Changes {
+        let mut changes = Changes::default();
+        probes.unhook(pid);
+        let Ok(info) = ProcessInfo::read(pid) else {
+            return changes;
+        };
+        let now = Instant::now();
+        let Some(tracee) = self.tracees.get_mut(&pid) else {
+            return changes;
+        };
+        tracee.settings = TargetSettings::new(&info.environment);
+        tracee.service = derive_service_name(&info);
+        tracee.interpreter = None;
+        tracee.target = Target::default();
+        tracee.until = Some(now + PATIENCE);
+        tracee.next_look = now;
+        self.look(pid, probes, &mut changes);
+        changes
+    }
+
+    /// A traced process listens: its server's modules are loaded now.
+    pub fn listening(&mut self, pid: u32, probes: &mut Probes) -> Changes {
+        let mut changes = Changes::default();
+        self.look(pid, probes, &mut changes);
+        changes
+    }
+
+    /// A traced process ended.
+    pub fn exited(&mut self, pid: u32, probes: &mut Probes) {
+        if self.tracees.remove(&pid).is_some() {
+            self.stats.ended.one();
+            probes.remove_target(pid);
+            probes.unhook(pid);
+        }
+    }
+
+    /// Looks again at processes that may still be starting.
+    pub fn tick(&mut self, now: Instant, probes: &mut Probes) -> Changes {
+        let mut changes = Changes::default();
+        let due: Vec<u32> = self
+            .tracees
+            .iter()
+            .filter(|(_, tracee)| tracee.until.is_some() && tracee.next_look <= now)
+            .map(|(&pid, _)| pid)
+            .collect();
+        for pid in due {
+            self.look(pid, probes, &mut changes);
+            if let Some(tracee) = self.tracees.get_mut(&pid) {
+                tracee.next_look = now + RETRY;
+                if tracee.until.is_some_and(|until| until <= now) {
+                    tracee.until = None;
+                    if tracee.interpreter.is_none() {
+                        self.stats.without_python.one();
+                    }
+                }
+            }
+        }
+        changes
+    }
+
+    /// The traced processes.
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
+        self.tracees.keys().copied()
+    }
+
+    /// Whether no process is traced (any more).
+    pub fn is_empty(&self) -> bool {
+        self.tracees.is_empty()
+    }
+
+    fn begin(
+        &mut self,
+        pid: u32,
+        settings: TargetSettings,
+        service: String,
+        probes: &mut Probes,
+    ) -> Result<(), AttachError> {
+        for warning in &settings.warnings {
+            tracing::warn!(pid, %warning, "in the environment of the process");
+        }
+        let target = Target::default();
+        probes
+            .set_target(pid, &target)
+            .map_err(|source| AttachError::Probe { pid, source })?;
+        let now = Instant::now();
+        self.stats.processes.one();
+        self.tracees.insert(
+            pid,
+            Tracee {
+                settings,
+                service,
+                interpreter: None,
+                target,
+                until: Some(now + PATIENCE),
+                next_look: now + RETRY,
+            },
+        );
+        Ok(())
+    }
+
+    /// Looks for the interpreter, or for modules that were loaded meanwhile.
+    fn look(&mut self, pid: u32, probes: &mut Probes, changes: &mut Changes) {
+        if !self.tracees.contains_key(&pid) {
+            return;
+        }
+        let Ok(process) = open(pid) else {
+            return;
+        };
+        let known = self
+            .tracees
+            .get(&pid)
+            .is_some_and(|tracee| tracee.interpreter.is_some());
+        if known {
+            self.modules(pid, &process, probes);
+            return;
+        }
+        let found = match Interpreter::find(&process) {
+            Ok(interpreter) => Some(interpreter),
+            Err(error) => {
+                tracing::debug!(pid, %error, "no interpreter yet");
+                None
+            }
+        };
+        if found.is_some() {
+            self.learn(pid, &process, found, probes, changes);
+        } else {
+            self.resource(pid, changes);
+        }
+    }
+
+    /// Takes note of the interpreter and tells everybody.
+    fn learn(
+        &mut self,
+        pid: u32,
+        process: &Process,
+        interpreter: Option<Interpreter>,
+        probes: &mut Probes,
+        changes: &mut Changes,
+    ) {
+        if let Some(interpreter) = interpreter {
+            let message = describe(pid, process, &interpreter);
+            if let Some(tracee) = self.tracees.get_mut(&pid) {
+                tracee.target = interpreter.target();
+                tracee.interpreter = Some(Arc::new(interpreter));
+                changes
+                    .messages
+                    .push(format!("{message} as {}", tracee.service_name()));
+            }
+            self.hook_contexts(pid, process, probes);
+            self.modules(pid, process, probes);
+            if let Some(tracee) = self.tracees.get(&pid)
+                && let Err(error) = probes.set_target(pid, &tracee.target)
+            {
+                tracing::warn!(pid, %error, "cannot tell the kernel side about the interpreter");
+            }
+        }
+        self.resource(pid, changes);
+    }
+
+    /// Makes the process's resource anew.
+    fn resource(&mut self, pid: u32, changes: &mut Changes) {
+        let Some(tracee) = self.tracees.get(&pid) else {
+            return;
+        };
+        let Ok(info) = ProcessInfo::read(pid) else {
+            return;
+        };
+        let runtime = tracee.interpreter.as_ref().map(|interpreter| Runtime {
+            name: "cpython".to_owned(),
+            version: interpreter.version.to_string(),
+            description: None,
+        });
+        let resource = Resource::new(
+            &info,
+            &tracee.settings,
+            &tracee.service,
+            runtime.as_ref(),
+            &self.host,
+        );
+        changes.processes.push((pid, Arc::new(resource)));
+    }
+
+    /// Attaches the probes that follow contexts.
+    ///
+    /// Never in a process with greenlets: they copy slices of the stack, and
+    /// a return probe that is switched away from would return into another
+    /// greenlet's frames.
+    fn hook_contexts(&mut self, pid: u32, process: &Process, probes: &mut Probes) {
+        let Some(interpreter) = self
+            .tracees
+            .get(&pid)
+            .and_then(|tracee| tracee.interpreter.clone())
+        else {
+            return;
+        };
+        if interpreter.has_module(process, "greenlet").unwrap_or(true) {
+            tracing::info!(pid, "greenlets in use: context lineage is not followed");
+            return;
+        }
+        let image = &interpreter.image;
+        for (name, hook) in [
+            ("PyContext_CopyCurrent", Hook::ContextReturned),
+            ("PyContext_New", Hook::ContextCreated),
+            ("PyContext_Copy", Hook::ContextCreated),
+        ] {
+            let offset = image
+                .elf
+                .symbol(name)
+                .ok()
+                .flatten()
+                .and_then(|symbol| image.elf.file_offset(symbol.address));
+            match offset {
+                Some(offset) => {
+                    self.stats.hook(pid, probes, hook, &image.path, offset);
+                }
+                None => self.stats.hooks_failed.one(),
+            }
+        }
+        match interpreter.method_address(process, "_contextvars", "Context", "copy") {
+            Ok(Some(place)) => self
+                .stats
+                .hook_at(pid, probes, Hook::ContextCreated, &place),
+            Ok(None) => {}
+            Err(error) => tracing::debug!(pid, %error, "cannot find Context.copy"),
+        }
+    }
+
+    /// Attaches the probes that depend on loaded modules.
+    fn modules(&mut self, pid: u32, process: &Process, probes: &mut Probes) {
+        let Some(tracee) = self.tracees.get_mut(&pid) else {
+            return;
+        };
+        let Some(interpreter) = &tracee.interpreter else {
+            return;
+        };
+        if tracee.target.flags & target_flag::TASK_AFTER_READ != 0 {
+            return;
+        }
+        let has = |module| interpreter.has_module(process, module).unwrap_or(false);
+        if !has("uvloop.loop") {
+            return;
+        }
+        let (module, class, _) = uvloop::WRITE;
+        for method in ["write", "writelines"] {
+            match interpreter.method_address(process, module, class, method) {
+                Ok(Some(place)) => self
+                    .stats
+                    .hook_at(pid, probes, Hook::TransportWrite, &place),
+                Ok(None) => {}
+                Err(error) => tracing::debug!(pid, %error, method, "cannot find uvloop's method"),
+            }
+        }
+        if has("uvicorn") {
+            tracee.target.flags |= target_flag::TASK_AFTER_READ;
+            if let Err(error) = probes.set_target(pid, &tracee.target) {
+                tracing::warn!(pid, %error, "cannot tell the kernel side about uvloop");
+            }
+        }
+    }
+
+    /// Makes the connections known that the process already has.
+    fn seed(&mut self, pid: u32, probes: &mut Probes, changes: &mut Changes) {
+        let Ok(found) = sockets(pid) else {
+            return;
+        };
+        self.stats.unseeded.add(found.skipped as u64);
+        for socket in found.sockets.into_iter().filter(|socket| !socket.listening) {
+            let conn = self.next_seed;
+            self.next_seed += 1;
+            let descriptor = Descriptor { pid, fd: socket.fd };
+            let connection = Connection {
+                id: conn,
+                role: socket.role,
+                ..Connection::default()
+            };
+            if socket.role == role::UNKNOWN || !probes.seed(descriptor, &connection) {
+                continue;
+            }
+            if socket_inode(pid, socket.fd) != Some(socket.inode) {
+                // Closed, and perhaps reused, while we looked.
+                probes.forget(descriptor, conn);
+                self.stats.unseeded.one();
+                continue;
+            }
+            self.stats.seeded.one();
+            changes.openings.push(Opening {
+                conn,
+                descriptor,
+                role: match socket.role {
+                    role::CLIENT => Some(Role::Client),
+                    role::SERVER => Some(Role::Server),
+                    _ => None,
+                },
+                local: known(socket.local),
+                peer: known(socket.peer),
+                old: true,
+            });
+        }
+    }
+}
+
+impl Default for Discovery {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tracee {
+    fn service_name(&self) -> &str {
+        self.settings
+            .service_name
+            .as_deref()
+            .unwrap_or(&self.service)
+    }
+}
+
+impl DiscoveryStats {
+    fn hook_at(&self, pid: u32, probes: &mut Probes, hook: Hook, place: &Location) {
+        self.hook(pid, probes, hook, &place.path, place.file_offset);
+    }
+
+    fn hook(&self, pid: u32, probes: &mut Probes, hook: Hook, path: &std::path::Path, offset: u64) {
+        match probes.hook(hook, pid, path, offset) {
+            Ok(()) => tracing::debug!(pid, ?hook, path = %path.display(), offset, "attached"),
+            Err(error) => {
+                self.hooks_failed.one();
+                tracing::warn!(pid, %error, ?hook, "cannot attach a probe");
+            }
+        }
+    }
+}
+
+/// The settings of a process that wants to be traced.
+fn wanted(pid: u32, info: &ProcessInfo) -> Result<TargetSettings, AttachError> {
+    let settings = TargetSettings::new(&info.environment);
+    if settings.disabled {
+        return Err(AttachError::Unwanted {
+            pid,
+            variable: "OTEL_SDK_DISABLED",
+        });
+    }
+    if settings.traces_suppressed {
+        return Err(AttachError::Unwanted {
+            pid,
+            variable: "OTEL_TRACES_EXPORTER",
+        });
+    }
+    if settings.instrumented {
+        tracing::warn!(
+            pid,
+            "opentelemetry-instrument is already in this process: its spans will be doubled"
+        );
+    }
+    Ok(settings)
+}
+
+fn open(pid: u32) -> Result<Process, AttachError> {
+    Process::open(pid).map_err(|source| AttachError::Memory { pid, source })
+}
+
+/// Errors with which sockets can be traced all the same.
+fn degradable(error: &InterpreterError) -> bool {
+    matches!(
+        error,
+        InterpreterError::UnknownVersion(_) | InterpreterError::LayoutMismatch { .. }
+    )
+}
+
+/// What was found, for the operator.
+fn describe(pid: u32, process: &Process, interpreter: &Interpreter) -> String {
+    let loaded = |wanted: Kind| {
+        LIBRARIES
+            .iter()
+            .filter(|&&(name, kind)| {
+                kind == wanted && interpreter.has_module(process, name).unwrap_or(false)
+            })
+            .map(|&(name, _)| name)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let mut text = format!("tracing {pid}: Python {}", interpreter.version);
+    for (label, list) in [
+        ("server", loaded(Kind::Server)),
+        ("with", loaded(Kind::Library)),
+    ] {
+        if !list.is_empty() {
+            text.push_str(&format!(", {label} {list}"));
+        }
+    }
+    text
+}
+
+/// An endpoint, unless nothing is known of it.
+fn known(endpoint: Endpoint) -> Option<Endpoint> {
+    match endpoint {
+        Endpoint::Ip(address) if address.port() == 0 && address.ip().is_unspecified() => None,
+        other => Some(other),
+    }
+}
+
+/// The inode of the socket behind a descriptor.
+fn socket_inode(pid: u32, fd: i32) -> Option<u64> {
+    let link = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
+    link.to_str()?
+        .strip_prefix("socket:[")?
+        .strip_suffix(']')?
+        .parse()
+        .ok()
+}
