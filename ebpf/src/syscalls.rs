@@ -19,6 +19,9 @@ const EINPROGRESS: i64 = -115;
 const MSG_PEEK: u64 = 2;
 const F_DUPFD: u64 = 0;
 const F_DUPFD_CLOEXEC: u64 = 1030;
+/// Words of an `fd_set` that are looked at: 256 descriptors. A larger set is
+/// taken for an event loop's.
+const SELECT_WORDS: usize = 4;
 
 /// A system call begins.
 #[inline(always)]
@@ -32,14 +35,13 @@ pub(crate) fn enter(regs: u64, number: i64) {
                 thread.entered = unsafe { bpf_ktime_get_ns() };
             }
         }
-        nr::EPOLL_WAIT | nr::EPOLL_PWAIT | nr::EPOLL_PWAIT2 => {
-            if let Some(pid_tgid) = target_thread()
-                && let Some(thread) = threads::entry(pid_tgid)
-            {
-                threads::waits(thread, true);
-            }
-        }
-        nr::POLL | nr::PPOLL | nr::SELECT | nr::PSELECT6 => wait(regs, number),
+        nr::EPOLL_WAIT
+        | nr::EPOLL_PWAIT
+        | nr::EPOLL_PWAIT2
+        | nr::POLL
+        | nr::PPOLL
+        | nr::SELECT
+        | nr::PSELECT6 => wait(regs, number),
         nr::CLOSE | nr::DUP2 | nr::DUP3 => {
             let Some(pid_tgid) = target_thread() else {
                 return;
@@ -117,23 +119,55 @@ fn target_thread() -> Option<u64> {
 }
 
 /// A wait on a set of descriptors. One descriptor is how a blocking call with
-/// a timeout waits, and makes no event loop.
+/// a timeout waits, and makes no event loop: `selectors` asks epoll for as
+/// many events as it has descriptors, event loops in C for hundreds.
 #[inline(always)]
 fn wait(regs: u64, number: i64) {
     let Some(pid_tgid) = target_thread() else {
         return;
     };
-    if number == nr::POLL || number == nr::PPOLL {
-        let Some(call) = arch::syscall_regs(regs) else {
-            return;
-        };
-        if call.args[1] <= 1 {
-            return;
+    let Some(call) = arch::syscall_regs(regs) else {
+        return;
+    };
+    let epoll = !matches!(number, nr::POLL | nr::PPOLL | nr::SELECT | nr::PSELECT6);
+    let several = match number {
+        nr::POLL | nr::PPOLL => call.args[1] > 1,
+        nr::SELECT | nr::PSELECT6 => selects_several(&call),
+        _ => call.args[2] > 1,
+    };
+    if several && let Some(thread) = threads::entry(pid_tgid) {
+        threads::waits(thread, epoll);
+    }
+}
+
+/// Whether the three sets of a `select` name more than one descriptor.
+///
+/// Without a branch per word: the verifier would follow every combination.
+#[inline(always)]
+fn selects_several(call: &arch::SyscallRegs) -> bool {
+    let [descriptors, sets @ ..] = call.args;
+    if descriptors > SELECT_WORDS as u64 * 64 {
+        return true;
+    }
+    let mut named = 0;
+    for set in sets {
+        let mut words = [0u64; SELECT_WORDS];
+        // A set that is not given or cannot be read stays empty.
+        // SAFETY: `words` has the size that is asked for.
+        let _absent =
+            unsafe { user::copy(set, words.as_mut_ptr().cast(), size_of_val(&words) as u32) };
+        for word in words {
+            named += nonzero(word) + nonzero(word & word.wrapping_sub(1));
         }
     }
-    if let Some(thread) = threads::entry(pid_tgid) {
-        threads::waits(thread, false);
-    }
+    named > 1
+}
+
+/// 1 unless `word` is 0; arithmetic that the compiler cannot turn into a
+/// branch.
+#[inline(always)]
+fn nonzero(word: u64) -> u64 {
+    core::hint::black_box(word | word.wrapping_neg()) >> 63
 }
 
 /// `msg_iov` and `msg_iovlen` of a `struct msghdr`, after the name's pointer
