@@ -91,8 +91,15 @@ pub(crate) fn interpreters() -> BTreeMap<u32, PathBuf> {
     found
 }
 
+/// Fails with the interpreter's words if a file does not compile; writes
+/// nothing.
+pub(crate) fn compile(python: &Path, file: &Path) -> Result<()> {
+    let program = "import sys; compile(open(sys.argv[1], 'rb').read(), sys.argv[1], 'exec')";
+    output(Command::new(python).args(["-c", program]).arg(file)).map(drop)
+}
+
 /// The interpreter that environments are made from.
-fn base_interpreter() -> Result<PathBuf> {
+pub(crate) fn base_interpreter() -> Result<PathBuf> {
     if let Some(path) = env::var_os(OVERRIDE) {
         let path = PathBuf::from(path);
         return identify(&path)
