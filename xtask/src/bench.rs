@@ -24,7 +24,7 @@ use self::report::{AgentCost, Mode, Report, Run};
 use self::sink::Sink;
 use crate::python::Venv;
 use crate::service::{Agent, AgentOptions, Running, Server, Service};
-use crate::toolchain::{Toolchain, ensure_programs, is_root};
+use crate::toolchain::{agent, ensure_programs, is_root};
 use crate::{interrupt, say, target};
 
 #[derive(clap::Args)]
@@ -92,7 +92,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let agent = if options.without_agent {
         PathBuf::new()
     } else {
-        Toolchain::ensure()?.build_agent()?
+        agent()?
     };
     let bench = Bench {
         agent,

@@ -14,7 +14,7 @@ use anyhow::{Result, bail};
 use crate::http::Client;
 use crate::python::Venv;
 use crate::service::{Agent, AgentOptions, Running, Server, Service, ensure_privileges};
-use crate::toolchain::Toolchain;
+use crate::toolchain::agent;
 use crate::{interrupt, say};
 
 #[derive(clap::Args)]
@@ -50,7 +50,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let agent = if options.without_agent {
         None
     } else {
-        let agent = Toolchain::ensure()?.build_agent()?;
+        let agent = agent()?;
         ensure_privileges()?;
         Some(agent)
     };
@@ -105,7 +105,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     inventory.end()?;
     let visits = visited?;
     ended?;
-    say(format!("{visits} requests to the shop, all answered as expected"));
+    say(format!(
+        "{visits} requests to the shop, all answered as expected"
+    ));
     Ok(())
 }
 

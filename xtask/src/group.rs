@@ -95,7 +95,8 @@ impl Group {
             // It was started through sudo, whose ticket is still good.
             let group = format!("-{}", pid.as_raw_nonzero());
             let number = format!("-{}", signal.as_raw());
-            if let Err(error) = run(Command::new("sudo").args(["-n", "kill", &number, "--", &group]))
+            if let Err(error) =
+                run(Command::new("sudo").args(["-n", "kill", &number, "--", &group]))
             {
                 crate::say(format!("cannot end {}: {error:#}", self.name));
             }

@@ -172,7 +172,11 @@ mod tests {
 
     #[test]
     fn reads_a_body_with_a_length() {
-        check(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, true);
+        check(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc",
+            200,
+            true,
+        );
     }
 
     #[test]

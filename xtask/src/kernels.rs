@@ -13,7 +13,7 @@ mod report;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -23,7 +23,7 @@ use anyhow::{Context, Result, bail};
 
 use self::report::Boot;
 use crate::group::{Group, wait_for};
-use crate::toolchain::{Toolchain, ensure_programs};
+use crate::toolchain::{agent, ensure_programs};
 use crate::{interrupt, say, target};
 
 #[derive(clap::Args)]
@@ -31,9 +31,6 @@ pub(crate) struct Options {
     /// Boots only this kernel: `oldest`, or a version of the table
     #[arg(long)]
     only: Option<String>,
-    /// Boots with another agent than the release build
-    #[arg(long, hide = true)]
-    agent: Option<PathBuf>,
 }
 
 /// A kernel of Debian's.
@@ -75,10 +72,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ],
         "boot kernels",
     )?;
-    let agent = match &options.agent {
-        Some(agent) => agent.clone(),
-        None => Toolchain::ensure()?.build_agent()?,
-    };
+    let agent = agent()?;
     interrupt::watch()?;
 
     let directory = target().join("kernels");
@@ -93,8 +87,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         say(format!("booting {}", kernel.version));
         let start = Instant::now();
         let log = directory.join(format!("{}.log", kernel.version));
-        let lines = boot(&vmlinuz, &image, &log)
-            .with_context(|| format!("kernel {}", kernel.version))?;
+        let lines =
+            boot(&vmlinuz, &image, &log).with_context(|| format!("kernel {}", kernel.version))?;
         let boot = Boot::read(kernel.version, &lines, start.elapsed());
         say(format!(
             "{} ({}) took {:.0} s",

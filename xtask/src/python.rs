@@ -120,7 +120,11 @@ fn candidates() -> Vec<PathBuf> {
     if let Some(home) = env::var_os("HOME") {
         let versions = Path::new(&home).join(".pyenv/versions");
         if let Ok(entries) = fs::read_dir(versions) {
-            candidates.extend(entries.flatten().map(|entry| entry.path().join("bin/python3")));
+            candidates.extend(
+                entries
+                    .flatten()
+                    .map(|entry| entry.path().join("bin/python3")),
+            );
         }
     }
     candidates.sort();
@@ -130,7 +134,11 @@ fn candidates() -> Vec<PathBuf> {
         let name = format!("python3.{minor}");
         candidates.extend(directories.iter().map(|directory| directory.join(&name)));
     }
-    candidates.extend(directories.iter().map(|directory| directory.join("python3")));
+    candidates.extend(
+        directories
+            .iter()
+            .map(|directory| directory.join("python3")),
+    );
     candidates.retain(|path| path.is_file());
     candidates
 }
@@ -203,7 +211,10 @@ mod tests {
     #[test]
     fn a_change_of_an_included_file_changes_the_fingerprint() {
         let directory = tempfile::tempdir().unwrap();
-        let (outer, inner) = (directory.path().join("a.txt"), directory.path().join("b.txt"));
+        let (outer, inner) = (
+            directory.path().join("a.txt"),
+            directory.path().join("b.txt"),
+        );
         fs::write(&outer, "-r b.txt\nx==1\n").unwrap();
         fs::write(&inner, "y==1\n").unwrap();
         let python = Path::new("/usr/bin/python3");

@@ -138,12 +138,7 @@ impl Running {
     }
 }
 
-fn server_command(
-    server: Server,
-    venv: &Venv,
-    module: &str,
-    address: SocketAddr,
-) -> Vec<OsString> {
+fn server_command(server: Server, venv: &Venv, module: &str, address: SocketAddr) -> Vec<OsString> {
     let application = format!("{module}:app");
     let (program, arguments) = match server {
         Server::Uvicorn => (

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::python::{Venv, apps, interpreters};
 use crate::say;
 use crate::service::ensure_privileges;
-use crate::toolchain::{Toolchain, is_root};
+use crate::toolchain::{Toolchain, agent, is_root};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -29,7 +29,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ensure_privileges().context("the live tests load BPF programs")?;
     let toolchain = stages.time("toolchain", Toolchain::ensure)?;
     let (python, pythons) = stages.time("python", environments)?;
-    let agent = stages.time("release agent", || toolchain.build_agent())?;
+    let agent = stages.time("release agent", agent)?;
 
     let mut counts = Counts::default();
     let mut failures = Vec::new();

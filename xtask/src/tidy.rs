@@ -28,7 +28,7 @@ const RULES: &[Rule] = &[
         check: content::module_docs,
     },
     Rule {
-        name: "no TODO, FIXME or #[ignore]",
+        name: "nothing is announced for later, no test is ignored",
         check: content::unfinished,
     },
     Rule {
@@ -73,7 +73,11 @@ pub(crate) fn run() -> Result<()> {
     let tree = Tree::read(&root())?;
     let mut broken = 0;
     let mut report = |name: &str, violations: Vec<Violation>| {
-        let verdict = if violations.is_empty() { "ok" } else { "BROKEN" };
+        let verdict = if violations.is_empty() {
+            "ok"
+        } else {
+            "BROKEN"
+        };
         println!("{verdict:6} {name}");
         for violation in &violations {
             println!("       {violation}");

@@ -19,6 +19,20 @@ use crate::{root, say, target};
 /// The linker of BPF objects; the version that the object was checked with.
 const BPF_LINKER: &str = "0.10.3";
 
+/// Names an agent to use, instead of the release build.
+const OVERRIDE: &str = "OTEL_EBPF_AGENT";
+
+/// The agent as operators run it: the release build, brought up to date.
+pub(crate) fn agent() -> Result<PathBuf> {
+    match env::var_os(OVERRIDE) {
+        Some(path) => {
+            say(format!("using the agent that {OVERRIDE} names"));
+            Ok(fs::canonicalize(path)?)
+        }
+        None => Toolchain::ensure()?.build_agent(),
+    }
+}
+
 /// Proof that the Rust side is installed, and the environment it needs.
 pub(crate) struct Toolchain {
     path: OsString,

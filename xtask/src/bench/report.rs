@@ -147,7 +147,11 @@ impl Report {
             let Some(costs) = costs(runs) else { continue };
             for (name, allowed, reached) in [
                 ("agent CPU per request, µs", 25.0, costs.micros_per_request),
-                ("agent peak memory, MiB", 50.0, costs.peak_kib as f64 / 1024.0),
+                (
+                    "agent peak memory, MiB",
+                    50.0,
+                    costs.peak_kib as f64 / 1024.0,
+                ),
                 ("events lost", 0.0, costs.lost as f64),
             ] {
                 write!(text, "\n  {name:32}{allowed:>14}{reached:>12.1}").ok();
@@ -274,7 +278,9 @@ pub(super) fn cpu_time(stat: &str) -> Option<Duration> {
 
 /// The line VmHWM of /proc/PID/status, in KiB.
 pub(super) fn peak_memory(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
@@ -332,7 +338,10 @@ mod tests {
 
     #[test]
     fn reads_the_peak() {
-        assert_eq!(peak_memory("VmPeak:\t 9 kB\nVmHWM:\t   123 kB\n"), Some(123));
+        assert_eq!(
+            peak_memory("VmPeak:\t 9 kB\nVmHWM:\t   123 kB\n"),
+            Some(123)
+        );
     }
 
     #[test]

@@ -21,9 +21,8 @@ const SYMLINK: u32 = 0o120_777;
 /// The archive: busybox, the agent, the libraries it names, and an init that
 /// runs the agent and powers off.
 pub(super) fn image(agent: &Path, busybox: &Path) -> Result<Vec<u8>> {
-    let read = |path: &Path| {
-        fs::read(path).with_context(|| format!("cannot read {}", path.display()))
-    };
+    let read =
+        |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let mut archive = Archive::default();
     for directory in ["proc", "sys", "tmp", "dev", "etc", "root"] {
         archive.directory(Path::new(directory));
@@ -124,7 +123,8 @@ impl Archive {
             0, // checksum, unused in this format
         ];
         for field in fields {
-            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
+            self.bytes
+                .extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes.push(0);
@@ -165,10 +165,14 @@ mod tests {
 
     #[test]
     fn reads_what_ldd_lists() {
-        let text = "\tlinux-vdso.so.1 (0x1)\n\tlibc.so.6 => /lib/libc.so.6 (0x2)\n\t/lib64/ld.so (0x3)\n";
+        let text =
+            "\tlinux-vdso.so.1 (0x1)\n\tlibc.so.6 => /lib/libc.so.6 (0x2)\n\t/lib64/ld.so (0x3)\n";
         assert_eq!(
             libraries_in(text),
-            [PathBuf::from("/lib/libc.so.6"), PathBuf::from("/lib64/ld.so")]
+            [
+                PathBuf::from("/lib/libc.so.6"),
+                PathBuf::from("/lib64/ld.so")
+            ]
         );
     }
 }

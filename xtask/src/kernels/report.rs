@@ -92,7 +92,12 @@ impl Boot {
 /// A table of verified instructions, programs down, kernels across.
 pub(super) fn table(boots: &[Boot]) -> String {
     let names: BTreeSet<&String> = boots.iter().flat_map(|boot| boot.programs.keys()).collect();
-    let width = names.iter().map(|name| name.len()).max().unwrap_or(0).max(24);
+    let width = names
+        .iter()
+        .map(|name| name.len())
+        .max()
+        .unwrap_or(0)
+        .max(24);
     let mut text = format!("{:width$}", "verified instructions");
     for boot in boots {
         // Writing to a string does not fail.

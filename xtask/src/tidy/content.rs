@@ -9,7 +9,11 @@ const LONG_FILES: &[(&str, &str)] = &[];
 
 /// Words that announce unfinished work. Written in two parts, or this file
 /// would break its own rule.
-const UNFINISHED: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("#[ig", "nore")];
+const UNFINISHED: [&str; 3] = [
+    concat!("TO", "DO"),
+    concat!("FIX", "ME"),
+    concat!("#[ig", "nore"),
+];
 
 /// A library and the only places that may name it.
 struct Boundary {
@@ -161,7 +165,11 @@ pub(super) fn links(tree: &Tree) -> Vec<Violation> {
                 let target = link.split('#').next().unwrap_or_default();
                 let outside = link.contains("://") || link.starts_with("mailto:");
                 if !outside && !tree.has(&resolve(path, target)) {
-                    violations.push(Violation::of_line(path, index, format!("{link} is not there")));
+                    violations.push(Violation::of_line(
+                        path,
+                        index,
+                        format!("{link} is not there"),
+                    ));
                 }
             }
         }
@@ -257,15 +265,24 @@ mod tests {
         assert_eq!(check(boundaries, "agent/src/stream.rs", text), 1);
         assert_eq!(check(boundaries, "agent/src/probes/load.rs", text), 0);
         assert_eq!(check(boundaries, "agent/src/probes.rs", text), 0);
-        assert_eq!(check(boundaries, "agent/src/run.rs", "use crate::proto::x;"), 0);
-        assert_eq!(check(boundaries, "agent/src/run.rs", "fn f(x: proto::otlp::X)"), 1);
+        assert_eq!(
+            check(boundaries, "agent/src/run.rs", "use crate::proto::x;"),
+            0
+        );
+        assert_eq!(
+            check(boundaries, "agent/src/run.rs", "fn f(x: proto::otlp::X)"),
+            1
+        );
     }
 
     #[test]
     fn clocks_and_chance_in_the_core_are_found() {
         let text = "let now = std::time::Instant::now();";
         assert_eq!(check(purity, "agent/src/assemble.rs", text), 1);
-        assert_eq!(check(purity, "agent/src/protocol/http1.rs", "rand::random()"), 1);
+        assert_eq!(
+            check(purity, "agent/src/protocol/http1.rs", "rand::random()"),
+            1
+        );
         assert_eq!(check(purity, "agent/src/batch.rs", text), 0);
         let tested = format!("#[cfg(test)]\n{text}");
         assert_eq!(check(purity, "agent/src/assemble.rs", &tested), 0);
@@ -274,7 +291,10 @@ mod tests {
     #[test]
     fn a_link_to_nowhere_is_found() {
         let tree = Tree::of([
-            ("docs/a.md", "[b](b.md) [c](../c.rs#x) [d](d.md)\n[w](https://x.y/z)"),
+            (
+                "docs/a.md",
+                "[b](b.md) [c](../c.rs#x) [d](d.md)\n[w](https://x.y/z)",
+            ),
             ("docs/b.md", "```\n[no](link.md)\n```\n[self](#part)"),
             ("c.rs", ""),
         ]);

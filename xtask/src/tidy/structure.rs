@@ -16,7 +16,10 @@ const LAYOUT_FOLDER: &str = "pyframes/src/layout/";
 
 pub(super) fn map_names(tree: &Tree) -> Vec<Violation> {
     let mut violations = Vec::new();
-    for (path, text) in tree.rust().filter(|(path, _)| path.starts_with("ebpf/src/")) {
+    for (path, text) in tree
+        .rust()
+        .filter(|(path, _)| path.starts_with("ebpf/src/"))
+    {
         let mut expected = false;
         for (index, line) in code(text) {
             let line = line.trim_start();
@@ -43,7 +46,13 @@ pub(super) fn map_names(tree: &Tree) -> Vec<Violation> {
 }
 
 pub(super) fn protocols(tree: &Tree) -> Vec<Violation> {
-    let mut violations = pairs(tree, PROTOCOL_TABLE, PROTOCOL_FOLDER, "PROTOCOLS", "PROTOCOL");
+    let mut violations = pairs(
+        tree,
+        PROTOCOL_TABLE,
+        PROTOCOL_FOLDER,
+        "PROTOCOLS",
+        "PROTOCOL",
+    );
     let rows = rows(tree, PROTOCOL_TABLE, "PROTOCOLS", "PROTOCOL");
     for row in &rows {
         let folder = format!("{FIXTURES}{row}");
@@ -79,7 +88,8 @@ fn pairs(tree: &Tree, table: &str, folder: &str, list: &str, item: &str) -> Vec<
         .filter(|name| !name.contains('/'))
         .map(str::to_owned)
         .collect();
-    let missing = |name: &String, what: &str| Violation::of_file(&format!("{folder}{name}.rs"), what);
+    let missing =
+        |name: &String, what: &str| Violation::of_file(&format!("{folder}{name}.rs"), what);
     let without_file = rows.difference(&defining);
     let without_row = defining.difference(&rows);
     without_file
@@ -116,7 +126,10 @@ mod tests {
         let text = "#[map]\nstatic EVENTS: X = 1;\n#[map]\npub static CONNECTIONS_BY_FD: X = 1;\n";
         let violations = map_names(&Tree::of([(MAPS, text)]));
         assert_eq!(violations.len(), 1, "{violations:?}");
-        assert_eq!(map_names(&Tree::of([("ebpf/src/main.rs", "#[map]\n")])).len(), 1);
+        assert_eq!(
+            map_names(&Tree::of([("ebpf/src/main.rs", "#[map]\n")])).len(),
+            1
+        );
     }
 
     #[test]
@@ -143,9 +156,13 @@ mod tests {
 
     #[test]
     fn a_layout_without_a_row_is_found() {
-        let table = "pub static LAYOUTS: [(Series, Layout); 1] = [\n    (X {}, py312::LAYOUT),\n];\n";
+        let table =
+            "pub static LAYOUTS: [(Series, Layout); 1] = [\n    (X {}, py312::LAYOUT),\n];\n";
         let layout = "pub(super) const LAYOUT: Layout = Layout {};";
-        let good = [(LAYOUT_TABLE, table), ("pyframes/src/layout/py312.rs", layout)];
+        let good = [
+            (LAYOUT_TABLE, table),
+            ("pyframes/src/layout/py312.rs", layout),
+        ];
         assert_eq!(layouts(&Tree::of(good)), []);
         let lonely = [("pyframes/src/layout/py399.rs", layout)];
         assert_eq!(layouts(&Tree::of(lonely)).len(), 1);
