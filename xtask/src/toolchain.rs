@@ -55,7 +55,6 @@ impl Toolchain {
         command
             .current_dir(root())
             .env("PATH", &self.path)
-            .env("RUSTC_BOOTSTRAP", "1")
             .arg(subcommand);
         command
     }
