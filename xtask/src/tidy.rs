@@ -36,7 +36,7 @@ const RULES: &[Rule] = &[
         check: content::bare_allow,
     },
     Rule {
-        name: "a file has at most 800 lines",
+        name: "a file has at most 800 lines before its tests",
         check: content::length,
     },
     Rule {

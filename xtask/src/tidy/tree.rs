@@ -115,11 +115,15 @@ impl fmt::Display for Violation {
     }
 }
 
-/// A Rust file's lines up to its tests, without comments: `(index, code)`.
+/// A Rust file's lines up to its tests.
+pub(super) fn untested(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().take_while(|line| *line != "#[cfg(test)]")
+}
+
+/// The same without comments: `(index, code)`.
 pub(super) fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    text.lines()
+    untested(text)
         .enumerate()
-        .take_while(|(_, line)| line.trim() != "#[cfg(test)]" || line.starts_with(' '))
         .filter(|(_, line)| !line.trim_start().starts_with("//"))
         .map(|(index, line)| (index, line.split(" // ").next().unwrap_or(line)))
 }
