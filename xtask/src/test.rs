@@ -50,7 +50,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         live.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
     }
     for (name, mut command) in [("unit tests", unit), ("live tests", live)] {
-        let (counted, success) = stages.time(name, || count(&mut command))?;
+        let (counted, success) = stages.time(name, || count(&mut command, std::io::stdout()))?;
         counts.passed += counted.passed;
         counts.failed += counted.failed;
         if !success {
@@ -81,8 +81,8 @@ fn environments() -> Result<(String, String)> {
     Ok((main.python().display().to_string(), all.join(":")))
 }
 
-/// Runs `cargo test`, shows its output and adds up its result lines.
-fn count(command: &mut Command) -> Result<(Counts, bool)> {
+/// Runs `cargo test`, passes its output on and adds up its result lines.
+fn count(command: &mut Command, mut terminal: impl Write) -> Result<(Counts, bool)> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -90,7 +90,6 @@ fn count(command: &mut Command) -> Result<(Counts, bool)> {
         .context("cannot start cargo")?;
     let stdout = child.stdout.take().context("cargo has no output")?;
     let mut counts = Counts::default();
-    let mut terminal = std::io::stdout().lock();
     for line in BufReader::new(stdout).split(b'\n') {
         let line = line?;
         let text = String::from_utf8_lossy(&line);
@@ -162,7 +161,9 @@ mod tests {
     fn a_failing_command_is_not_a_success() {
         let mut command = Command::new("sh");
         command.args(["-c", "echo 'test result: ok. 2 passed; 0 failed;'; exit 1"]);
-        let (counts, success) = count(&mut command).unwrap();
+        let mut shown = Vec::new();
+        let (counts, success) = count(&mut command, &mut shown).unwrap();
+        assert!(shown.starts_with(b"test result: ok"));
         assert_eq!((counts.passed, success), (2, false));
     }
 }

@@ -286,7 +286,7 @@ mod tests {
             1
         );
         assert_eq!(check(purity, "agent/src/batch.rs", text), 0);
-        let tested = format!("#[cfg(test)]\n{text}");
+        let tested = format!("#[cfg(test)]\nmod tests {{\n{text}\n}}");
         assert_eq!(check(purity, "agent/src/assemble.rs", &tested), 0);
     }
 

@@ -117,7 +117,13 @@ impl fmt::Display for Violation {
 
 /// A Rust file's lines up to its tests.
 pub(super) fn untested(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().take_while(|line| *line != "#[cfg(test)]")
+    let lines: Vec<&str> = text.lines().collect();
+    // A module that is only declared for tests is followed by more code.
+    let tests = lines.windows(2).position(|pair| {
+        matches!(pair, ["#[cfg(test)]", module] if module.starts_with("mod ") && !module.ends_with(';'))
+    });
+    let end = tests.unwrap_or(lines.len());
+    lines.into_iter().take(end)
 }
 
 /// The same without comments: `(index, code)`.
@@ -147,6 +153,12 @@ mod tests {
     fn code_leaves_out_comments_and_tests() {
         let text = "//! Doc.\nlet a = 1; // why\n// no\n#[cfg(test)]\nmod tests {}\n";
         assert_eq!(code(text).collect::<Vec<_>>(), [(1, "let a = 1;")]);
+    }
+
+    #[test]
+    fn a_declared_test_module_ends_nothing() {
+        let text = "#[cfg(test)]\nmod fake;\nlet a = 1;\n";
+        assert_eq!(code(text).count(), 3);
     }
 
     #[test]
