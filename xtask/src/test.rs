@@ -44,7 +44,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .env("OTEL_EBPF_AGENT", &agent)
         .env("OTEL_EBPF_APPS", apps())
         .env("OTEL_EBPF_PYTHON", &python)
-        .env("OTEL_EBPF_PYTHONS", &pythons);
+        .env("OTEL_EBPF_PYTHONS", &pythons)
+        .env("OTEL_EBPF_UVLOOP_PYTHON", &python);
     if !is_root() {
         live.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
         live.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
