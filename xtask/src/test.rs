@@ -1,0 +1,170 @@
+//! `cargo xtask test`: every test of the project, with what they need.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::python::{Venv, apps, interpreters};
+use crate::say;
+use crate::service::ensure_privileges;
+use crate::toolchain::{Toolchain, agent, is_root};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Runs only the tests whose name contains this
+    filter: Option<String>,
+}
+
+/// What `cargo test` counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let mut stages = Stages::default();
+    ensure_privileges().context("the live tests load BPF programs")?;
+    let toolchain = stages.time("toolchain", Toolchain::ensure)?;
+    let (python, pythons) = stages.time("python", environments)?;
+    let agent = stages.time("release agent", agent)?;
+
+    let mut counts = Counts::default();
+    let mut failures = Vec::new();
+    let filter = options.filter.as_slice();
+    let mut unit = toolchain.cargo("test");
+    unit.args(["--no-fail-fast", "--"]).args(filter);
+    let mut live = toolchain.cargo("test");
+    live.args(["--no-fail-fast", "-p", "otel-ebpf-tests", "--"])
+        .args(filter)
+        // One service under trace at a time: they share two cores, one ring.
+        .arg("--test-threads=1")
+        .env("OTEL_EBPF_AGENT", &agent)
+        .env("OTEL_EBPF_APPS", apps())
+        .env("OTEL_EBPF_PYTHON", &python)
+        .env("OTEL_EBPF_PYTHONS", &pythons)
+        .env("OTEL_EBPF_UVLOOP_PYTHON", &python);
+    if !is_root() {
+        live.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
+        live.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
+    }
+    for (name, mut command) in [("unit tests", unit), ("live tests", live)] {
+        let (counted, success) = stages.time(name, || count(&mut command, std::io::stdout()))?;
+        counts.passed += counted.passed;
+        counts.failed += counted.failed;
+        if !success {
+            failures.push(name);
+        }
+    }
+
+    stages.print();
+    println!("{} passed, {} failed", counts.passed, counts.failed);
+    if !failures.is_empty() || counts.failed > 0 {
+        bail!("failed: {}", failures.join(", "));
+    }
+    if counts.passed == 0 {
+        bail!("no test ran");
+    }
+    Ok(())
+}
+
+/// The interpreter of most live tests, and `MINOR=PATH` of all, `:` between.
+fn environments() -> Result<(String, String)> {
+    let main = Venv::ensure("apps", "requirements.txt")?;
+    let mut all = Vec::new();
+    for (minor, interpreter) in interpreters() {
+        let name = format!("apps-3.{minor}");
+        let venv = Venv::ensure_with(&interpreter, &name, "requirements.txt")?;
+        all.push(format!("3.{minor}={}", venv.python().display()));
+    }
+    Ok((main.python().display().to_string(), all.join(":")))
+}
+
+/// Runs `cargo test`, passes its output on and adds up its result lines.
+fn count(command: &mut Command, mut terminal: impl Write) -> Result<(Counts, bool)> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start cargo")?;
+    let stdout = child.stdout.take().context("cargo has no output")?;
+    let mut counts = Counts::default();
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = line?;
+        let text = String::from_utf8_lossy(&line);
+        if let Some(found) = result_line(&text) {
+            counts.passed += found.passed;
+            counts.failed += found.failed;
+        }
+        writeln!(terminal, "{text}")?;
+    }
+    Ok((counts, child.wait()?.success()))
+}
+
+/// Reads `test result: ok. 3 passed; 0 failed; ...`, colored or not.
+fn result_line(line: &str) -> Option<Counts> {
+    let (_, rest) = line.split_once("test result: ")?;
+    let number = |label: &str| {
+        let (before, _) = rest.split_once(label)?;
+        before.split_whitespace().next_back()?.parse().ok()
+    };
+    Some(Counts {
+        passed: number(" passed")?,
+        failed: number(" failed")?,
+    })
+}
+
+/// How long each stage took.
+#[derive(Default)]
+struct Stages(Vec<(&'static str, Duration)>);
+
+impl Stages {
+    fn time<T>(&mut self, name: &'static str, stage: impl FnOnce() -> Result<T>) -> Result<T> {
+        say(format!("stage: {name}"));
+        let start = Instant::now();
+        let value = stage().with_context(|| format!("stage {name}"))?;
+        self.0.push((name, start.elapsed()));
+        Ok(value)
+    }
+
+    fn print(&self) {
+        for (name, took) in &self.0 {
+            println!("{name:<16} {:>8.1} s", took.as_secs_f64());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_cargo_test_counts() {
+        let line = "test result: FAILED. 3 passed; 12 failed; 0 ignored; 0 measured; 1 filtered";
+        assert_eq!(
+            result_line(line),
+            Some(Counts {
+                passed: 3,
+                failed: 12
+            })
+        );
+    }
+
+    #[test]
+    fn other_lines_count_nothing() {
+        assert_eq!(result_line("test result: unknown"), None);
+        assert_eq!(result_line("3 passed; 4 failed"), None);
+    }
+
+    #[test]
+    fn a_failing_command_is_not_a_success() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo 'test result: ok. 2 passed; 0 failed;'; exit 1"]);
+        let mut shown = Vec::new();
+        let (counts, success) = count(&mut command, &mut shown).unwrap();
+        assert!(shown.starts_with(b"test result: ok"));
+        assert_eq!((counts.passed, success), (2, false));
+    }
+}

@@ -1,0 +1,175 @@
+//! Rules about files that belong together.
+
+use std::collections::BTreeSet;
+
+use super::tree::{Tree, Violation, code};
+
+/// `BPF_OBJ_NAME_LEN` less the final zero (Linux, include/uapi/linux/bpf.h).
+const MAX_MAP_NAME: usize = 15;
+
+const MAPS: &str = "ebpf/src/maps.rs";
+const PROTOCOL_TABLE: &str = "agent/src/protocol.rs";
+const PROTOCOL_FOLDER: &str = "agent/src/protocol/";
+const FIXTURES: &str = "tests/fixtures/";
+const LAYOUT_TABLE: &str = "pyframes/src/layout.rs";
+const LAYOUT_FOLDER: &str = "pyframes/src/layout/";
+
+pub(super) fn map_names(tree: &Tree) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for (path, text) in tree
+        .rust()
+        .filter(|(path, _)| path.starts_with("ebpf/src/"))
+    {
+        let mut expected = false;
+        for (index, line) in code(text) {
+            let line = line.trim_start();
+            if line.starts_with("#[map") {
+                expected = true;
+                if path != MAPS {
+                    let what = format!("a map outside of {MAPS}");
+                    violations.push(Violation::of_line(path, index, what));
+                }
+            }
+            let Some((_, rest)) = line.split_once("static ").filter(|_| expected) else {
+                continue;
+            };
+            expected = false;
+            let name = rest.trim_start_matches("mut ");
+            let name = name.split(':').next().unwrap_or_default().trim();
+            if name.len() > MAX_MAP_NAME {
+                let what = format!("{name} has {} bytes", name.len());
+                violations.push(Violation::of_line(path, index, what));
+            }
+        }
+    }
+    violations
+}
+
+pub(super) fn protocols(tree: &Tree) -> Vec<Violation> {
+    let mut violations = pairs(
+        tree,
+        PROTOCOL_TABLE,
+        PROTOCOL_FOLDER,
+        "PROTOCOLS",
+        "PROTOCOL",
+    );
+    let rows = rows(tree, PROTOCOL_TABLE, "PROTOCOLS", "PROTOCOL");
+    for row in &rows {
+        let folder = format!("{FIXTURES}{row}");
+        if !tree.has(&folder) {
+            violations.push(Violation::of_file(&folder, "the protocol has no fixtures"));
+        }
+    }
+    violations
+}
+
+pub(super) fn layouts(tree: &Tree) -> Vec<Violation> {
+    pairs(tree, LAYOUT_TABLE, LAYOUT_FOLDER, "LAYOUTS", "LAYOUT")
+}
+
+pub(super) fn mod_files(tree: &Tree) -> Vec<Violation> {
+    tree.rust()
+        .filter(|(path, _)| path.ends_with("/mod.rs"))
+        .map(|(path, _)| Violation::of_file(path, "name it after the module, beside its folder"))
+        .collect()
+}
+
+/// A row `name::ITEM` of a table needs a file `name.rs` in the folder, and a
+/// file that defines the item needs its row.
+fn pairs(tree: &Tree, table: &str, folder: &str, list: &str, item: &str) -> Vec<Violation> {
+    let rows = rows(tree, table, list, item);
+    let defining: BTreeSet<String> = tree
+        .rust()
+        .filter(|(_, text)| {
+            let definitions = [format!("const {item}:"), format!("static {item}:")];
+            code(text).any(|(_, line)| definitions.iter().any(|part| line.contains(part)))
+        })
+        .filter_map(|(path, _)| path.strip_prefix(folder)?.strip_suffix(".rs"))
+        .filter(|name| !name.contains('/'))
+        .map(str::to_owned)
+        .collect();
+    let missing =
+        |name: &String, what: &str| Violation::of_file(&format!("{folder}{name}.rs"), what);
+    let without_file = rows.difference(&defining);
+    let without_row = defining.difference(&rows);
+    without_file
+        .map(|name| missing(name, &format!("a row of {list} has no such file")))
+        .chain(without_row.map(|name| missing(name, &format!("is in no row of {list}"))))
+        .collect()
+}
+
+/// The modules `x` of the entries `x::ITEM` of a table.
+fn rows(tree: &Tree, table: &str, list: &str, item: &str) -> BTreeSet<String> {
+    let text = tree.text(table).unwrap_or_default();
+    let (constant, variable) = (format!("const {list}:"), format!("static {list}:"));
+    let suffix = format!("::{item}");
+    code(text)
+        .map(|(_, line)| line)
+        .skip_while(|line| !line.contains(&constant) && !line.contains(&variable))
+        .scan(false, |over, line| {
+            let was_over = *over;
+            *over |= line.trim_end().ends_with("];");
+            (!was_over).then_some(line)
+        })
+        .flat_map(|line| line.split(|c: char| !(c.is_ascii_alphanumeric() || "_:".contains(c))))
+        .filter_map(|word| word.strip_suffix(&suffix))
+        .map(|module| module.rsplit("::").next().unwrap_or(module).to_owned())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_map_name_is_found() {
+        let text = "#[map]\nstatic EVENTS: X = 1;\n#[map]\npub static CONNECTIONS_BY_FD: X = 1;\n";
+        let violations = map_names(&Tree::of([(MAPS, text)]));
+        assert_eq!(violations.len(), 1, "{violations:?}");
+        assert_eq!(
+            map_names(&Tree::of([("ebpf/src/main.rs", "#[map]\n")])).len(),
+            1
+        );
+    }
+
+    #[test]
+    fn a_protocol_without_one_of_its_three_is_found() {
+        let parser = "pub const PROTOCOL: Protocol = X;";
+        let table = "pub const PROTOCOLS: &[Protocol] = &[http1::PROTOCOL,\n redis::PROTOCOL];\nfn f() { x::PROTOCOL }";
+        let tree = Tree::of([
+            (PROTOCOL_TABLE, table),
+            ("agent/src/protocol/http1.rs", parser),
+            ("agent/src/protocol/mysql.rs", parser),
+            ("agent/src/protocol/reader.rs", "pub struct Reader;"),
+            ("tests/fixtures/http1/get.json", ""),
+        ]);
+        let found: Vec<String> = protocols(&tree).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            found,
+            [
+                "agent/src/protocol/redis.rs: a row of PROTOCOLS has no such file",
+                "agent/src/protocol/mysql.rs: is in no row of PROTOCOLS",
+                "tests/fixtures/redis: the protocol has no fixtures",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_layout_without_a_row_is_found() {
+        let table =
+            "pub static LAYOUTS: [(Series, Layout); 1] = [\n    (X {}, py312::LAYOUT),\n];\n";
+        let layout = "pub(super) const LAYOUT: Layout = Layout {};";
+        let good = [
+            (LAYOUT_TABLE, table),
+            ("pyframes/src/layout/py312.rs", layout),
+        ];
+        assert_eq!(layouts(&Tree::of(good)), []);
+        let lonely = [("pyframes/src/layout/py399.rs", layout)];
+        assert_eq!(layouts(&Tree::of(lonely)).len(), 1);
+    }
+
+    #[test]
+    fn a_mod_file_is_found() {
+        assert_eq!(mod_files(&Tree::of([("a/src/x/mod.rs", "")])).len(), 1);
+    }
+}
