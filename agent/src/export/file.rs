@@ -153,7 +153,8 @@ mod tests {
         let path = folder.path().join("traces.jsonl");
         for _ in 0..2 {
             let mut file = File::open(&path, SpanLimits::default()).unwrap();
-            file.export(vec![span(), span()]).await.unwrap();
+            let span = span();
+            file.export(vec![span.clone(), span]).await.unwrap();
         }
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.ends_with('\n'));
