@@ -9,13 +9,13 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-use super::{Delivery, ExportError, Exporter, Exporting};
+use super::write::Writer;
+use super::{Delivery, Exporter, Exporting};
 use crate::assemble::Span;
 use crate::attribute::Value;
 use crate::protocol::{Role, Status};
@@ -44,8 +44,8 @@ impl Style {
 }
 
 /// The console exporter.
-pub struct Console<W> {
-    output: Arc<Mutex<W>>,
+pub struct Console {
+    writer: Writer,
     style: Style,
     held: HashMap<[u8; 16], Held>,
     held_spans: usize,
@@ -87,11 +87,11 @@ const MAX_DEPTH: usize = 12;
 const MIN_WIDTH: usize = 60;
 const MAX_WIDTH: usize = 240;
 
-impl<W: Write + Send + 'static> Console<W> {
+impl Console {
     /// Shows traces on `output`.
-    pub fn new(output: W, style: Style) -> Self {
+    pub fn new(output: impl Write + Send + 'static, style: Style) -> Self {
         Self {
-            output: Arc::new(Mutex::new(output)),
+            writer: Writer::new("standard output".to_owned(), output),
             style,
             held: HashMap::new(),
             held_spans: 0,
@@ -151,33 +151,15 @@ impl<W: Write + Send + 'static> Console<W> {
         }
     }
 
-    /// Writes off the threads that carry connections: a terminal may be
-    /// stopped.
-    fn write(&self, text: String) -> Exporting<'static> {
-        let output = Arc::clone(&self.output);
+    fn write(&mut self, text: String) -> Exporting<'_> {
         Box::pin(async move {
-            if text.is_empty() {
-                return Ok(Delivery::default());
-            }
-            let written = tokio::task::spawn_blocking(move || {
-                let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
-                output.write_all(text.as_bytes())?;
-                output.flush()
-            });
-            let reason = match written.await {
-                Ok(Ok(())) => return Ok(Delivery::default()),
-                Ok(Err(error)) => error.to_string(),
-                Err(error) => error.to_string(),
-            };
-            Err(ExportError::Write {
-                path: "standard output".to_owned(),
-                reason,
-            })
+            self.writer.write(text.into_bytes()).await?;
+            Ok(Delivery::default())
         })
     }
 }
 
-impl<W: Write + Send + 'static> Exporter for Console<W> {
+impl Exporter for Console {
     fn name(&self) -> &'static str {
         "console"
     }
@@ -713,6 +695,7 @@ mod tests {
     use crate::attribute::Attributes;
     use crate::protocol::Exchange;
     use crate::resource::Resource;
+    use std::sync::{Arc, Mutex};
 
     const START: u64 = 1_700_000_000_123_000_000;
     const PLAIN: Style = Style {
