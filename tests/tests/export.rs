@@ -415,17 +415,15 @@ async fn what_speaks_another_protocol_is_refused() {
 #[tokio::test]
 async fn a_connection_without_an_answer_is_not_used_again() {
     for protocol in PROTOCOLS {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut setup = setup(
-            protocol,
-            &format!("http://{}", listener.local_addr().unwrap()),
-            SHORT,
-        );
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let mut setup = setup(protocol, &url, SHORT);
         let mut silent = Vec::new();
         for _ in 0..2 {
-            assert_eq!(setup.outcome().await, (Err("gave up".to_owned()), 0));
-            // The kernel took the connection, so this does not wait.
-            silent.push(listener.accept().unwrap());
+            let (outcome, _) = setup.outcome().await;
+            assert_eq!(outcome, Err("gave up".to_owned()));
+            let accepted = tokio::time::timeout(Duration::from_secs(5), listener.accept());
+            silent.push(accepted.await.expect("no new connection").unwrap());
         }
     }
 }
