@@ -4,13 +4,13 @@
 //! tells the whole. The binary (`main.rs`) only parses arguments and calls
 //! [`run`].
 
-pub mod assemble;
 pub mod attribute;
-pub mod batch;
-pub mod config;
-pub mod export;
-pub mod propagation;
 pub mod protocol;
+pub mod propagation;
+pub mod assemble;
 pub mod resource;
 pub mod signal;
+pub mod batch;
+pub mod export;
 pub mod stats;
+pub mod config;

@@ -19,9 +19,7 @@ pub mod target_flag {
 ///
 /// Written by the agent, copied to children by the fork program.
 #[repr(C)]
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Target {
     /// See [`target_flag`].
     pub flags: u32,
@@ -47,9 +45,7 @@ pub struct Target {
 /// Offsets in kernel structures, taken from the running kernel's BTF by the
 /// agent and patched into the programs as one global.
 #[repr(C)]
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct KernelOffsets {
     /// `task_struct.tgid`.
     pub task_tgid: u32,
@@ -104,9 +100,7 @@ pub struct KernelOffsets {
 
 /// Key of `CONNECTIONS`.
 #[repr(C)]
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Descriptor {
     /// Process id.
     pub pid: u32,
@@ -116,9 +110,7 @@ pub struct Descriptor {
 
 /// A connection in the kernel: value of `CONNECTIONS`.
 #[repr(C)]
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Connection {
     /// Unique id; also the generation of the descriptor.
     pub id: u64,

@@ -91,9 +91,7 @@ pub mod flag {
 /// `conn` 0 means nobody. The agent maps it to the exchange of `conn` whose
 /// request covers the byte at `offset` of the received stream.
 #[repr(C)]
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Owner {
     /// Connection id, as in [`Open::conn`].
     pub conn: u64,
