@@ -58,7 +58,7 @@ impl Processor {
                 shutdown: shutdown.subscribe(),
                 delay,
                 export_timeout: config.export_timeout,
-                lost: 0,
+                lost: None,
             };
             queues.push(queue);
             workers.push(runtime.spawn(worker.run()));
@@ -208,8 +208,8 @@ struct Worker {
     shutdown: watch::Receiver<Option<Instant>>,
     delay: Duration,
     export_timeout: Duration,
-    /// Spans lost since exports began to fail; 0 while they succeed.
-    lost: u64,
+    /// Spans lost since exports began to fail; none while they succeed.
+    lost: Option<u64>,
 }
 
 impl Worker {
@@ -310,9 +310,8 @@ impl Worker {
         } else if !delivery.message.is_empty() {
             tracing::warn!(exporter, message = %delivery.message, "receiver warns");
         }
-        if self.lost > 0 {
-            tracing::info!(exporter, lost = self.lost, "exports succeed again");
-            self.lost = 0;
+        if let Some(lost) = self.lost.take() {
+            tracing::info!(exporter, lost, "exports succeed again");
         }
     }
 
@@ -325,12 +324,12 @@ impl Worker {
             ExportError::TooLarge { .. } => &self.stats.too_large,
         };
         reason.add(count);
-        if self.lost == 0 {
+        if self.lost.is_none() {
             tracing::warn!(exporter, spans = count, %error, "export failed");
         } else {
             tracing::debug!(exporter, spans = count, %error, "export failed");
         }
-        self.lost = self.lost.saturating_add(count);
+        self.lost = Some(self.lost.unwrap_or(0).saturating_add(count));
     }
 }
 

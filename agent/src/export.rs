@@ -9,6 +9,7 @@ pub mod file;
 mod grpc;
 mod http;
 pub mod otlp;
+mod write;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;

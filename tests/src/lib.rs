@@ -1,1 +1,3 @@
 //! Shared by the live and replay tests.
+
+pub mod receiver;

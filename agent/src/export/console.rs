@@ -9,13 +9,13 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-use super::{Delivery, ExportError, Exporter, Exporting};
+use super::write::Writer;
+use super::{Delivery, Exporter, Exporting};
 use crate::assemble::Span;
 use crate::attribute::Value;
 use crate::protocol::{Role, Status};
@@ -44,8 +44,8 @@ impl Style {
 }
 
 /// The console exporter.
-pub struct Console<W> {
-    output: Arc<Mutex<W>>,
+pub struct Console {
+    writer: Writer,
     style: Style,
     held: HashMap<[u8; 16], Held>,
     held_spans: usize,
@@ -87,11 +87,11 @@ const MAX_DEPTH: usize = 12;
 const MIN_WIDTH: usize = 60;
 const MAX_WIDTH: usize = 240;
 
-impl<W: Write + Send + 'static> Console<W> {
+impl Console {
     /// Shows traces on `output`.
-    pub fn new(output: W, style: Style) -> Self {
+    pub fn new(output: impl Write + Send + 'static, style: Style) -> Self {
         Self {
-            output: Arc::new(Mutex::new(output)),
+            writer: Writer::new("standard output".to_owned(), output),
             style,
             held: HashMap::new(),
             held_spans: 0,
@@ -151,33 +151,15 @@ impl<W: Write + Send + 'static> Console<W> {
         }
     }
 
-    /// Writes off the threads that carry connections: a terminal may be
-    /// stopped.
-    fn write(&self, text: String) -> Exporting<'static> {
-        let output = Arc::clone(&self.output);
+    fn write(&mut self, text: String) -> Exporting<'_> {
         Box::pin(async move {
-            if text.is_empty() {
-                return Ok(Delivery::default());
-            }
-            let written = tokio::task::spawn_blocking(move || {
-                let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
-                output.write_all(text.as_bytes())?;
-                output.flush()
-            });
-            let reason = match written.await {
-                Ok(Ok(())) => return Ok(Delivery::default()),
-                Ok(Err(error)) => error.to_string(),
-                Err(error) => error.to_string(),
-            };
-            Err(ExportError::Write {
-                path: "standard output".to_owned(),
-                reason,
-            })
+            self.writer.write(text.into_bytes()).await?;
+            Ok(Delivery::default())
         })
     }
 }
 
-impl<W: Write + Send + 'static> Exporter for Console<W> {
+impl Exporter for Console {
     fn name(&self) -> &'static str {
         "console"
     }
@@ -713,6 +695,7 @@ mod tests {
     use crate::attribute::Attributes;
     use crate::protocol::Exchange;
     use crate::resource::Resource;
+    use std::sync::{Arc, Mutex};
 
     const START: u64 = 1_700_000_000_123_000_000;
     const PLAIN: Style = Style {
@@ -806,6 +789,248 @@ mod tests {
 
     #[test]
     fn a_trace_is_a_waterfall() {
-        check(&shop(), &[]);
+        check(
+            &shop(),
+            &[
+                "● trace 4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b  22:13:20.123Z  41.2 ms  4 spans, 2 errors",
+                "  shop     ← POST /orders/{id}/pay  /orders/42/pay           402  41.2 ms  ━━━━━━━━━━━━━━━━━━━━━━━━━",
+                "  shop     ├─→ SELECT orders  SELECT * FROM orders WHERE…          850 µs  ╺",
+                "  shop     └─→ POST  payment:8443/v1/charges               ✗ 500  25.0 ms       ━━━━━━━━━━━━━━━",
+                "  payment    └─← POST /v1/charges                          ✗ 500  22.5 ms       ╺━━━━━━━━━━━━━",
+                "                 CardError: the card was declined",
+                "",
+            ],
+        );
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal() {
+        for width in [MIN_WIDTH, 80, 100, MAX_WIDTH] {
+            let style = Style {
+                width,
+                color: false,
+            };
+            let mut spans = shop();
+            spans[0].exchange.name = "漢字かな".repeat(100).into();
+            for line in render(&spans, &style).lines().skip(1) {
+                assert!(line.width() <= width, "{width}: {line}");
+                assert_eq!(line, line.trim_end());
+            }
+        }
+    }
+
+    #[test]
+    fn colors_are_used_only_on_request() {
+        let colored = Style {
+            color: true,
+            ..PLAIN
+        };
+        let text = render(&shop(), &colored);
+        assert!(text.contains("\u{1b}[31m✗ 500\u{1b}[0m"), "{text:?}");
+        assert!(!render(&shop(), &PLAIN).contains('\u{1b}'));
+        let mut plain = String::new();
+        for (idx, piece) in text.split('\u{1b}').enumerate() {
+            let end = if idx == 0 {
+                0
+            } else {
+                piece.find('m').unwrap() + 1
+            };
+            plain.push_str(&piece[end..]);
+        }
+        assert_eq!(plain, render(&shop(), &PLAIN));
+    }
+
+    #[test]
+    fn the_environment_decides_on_width_and_color() {
+        let style = |variables: &[(&str, &str)], is_terminal| {
+            let lookup = |name: &str| {
+                let found = variables.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| (*value).to_owned())
+            };
+            let style = Style::from(lookup, is_terminal);
+            (style.width, style.color)
+        };
+        assert_eq!(style(&[], true), (100, true));
+        assert_eq!(style(&[], false), (100, false));
+        assert_eq!(style(&[("NO_COLOR", "1")], true), (100, false));
+        assert_eq!(style(&[("NO_COLOR", "")], true), (100, true));
+        assert_eq!(style(&[("TERM", "dumb")], true), (100, false));
+        assert_eq!(style(&[("COLUMNS", "120")], true), (120, true));
+        assert_eq!(style(&[("COLUMNS", "3")], true), (MIN_WIDTH, true));
+        assert_eq!(
+            style(&[("COLUMNS", "99999999999999999999")], true),
+            (100, true)
+        );
+    }
+
+    #[test]
+    fn spans_without_their_parent_are_marked_and_circles_broken() {
+        use Role::{Client, Server};
+        check(
+            &[
+                span("a", 1, 9, Server, "GET /lost", (0, 10)),
+                span("a", 2, 3, Client, "GET /two", (2, 8)),
+                span("a", 3, 2, Client, "GET /three", (3, 9)),
+                span("a", 4, 4, Client, "GET /self", (4, 5)),
+            ],
+            &[
+                "● trace 4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b  22:13:20.123Z  10.0 µs  4 spans",
+                "  a  ⋯ ← GET /lost                                                10.0 µs  ━━━━━━━━━━━━━━━━━━━━━━━━━",
+                "  a  ⋯ → GET /self                                                1.00 µs            ━━╸",
+                "  a  ⋯ → GET /two                                                 6.00 µs       ━━━━━━━━━━━━━━━",
+                "  a  └─→ GET /three                                               6.00 µs         ╺━━━━━━━━━━━━━━╸",
+                "",
+            ],
+        );
+    }
+
+    #[test]
+    fn text_from_outside_cannot_steer_the_terminal() {
+        let mut spans = shop();
+        let evil = "a\u{1b}]0;owned\u{7}\u{9b}31m\r\nb\u{202e}c\u{200b}";
+        for span in &mut spans {
+            span.exchange.name = evil.into();
+            span.exchange.attributes = vec![
+                ("url.path".into(), evil.into()),
+                ("error.type".into(), evil.into()),
+            ];
+            span.exchange.status = Status::Error(evil.to_owned());
+            span.resource = Arc::new(Resource {
+                attributes: vec![("service.name".into(), evil.into())],
+            });
+        }
+        let text = render(&spans, &PLAIN);
+        let bad = text.chars().find(|char| {
+            (char.is_control() && *char != '\n') || matches!(char, '\u{202e}' | '\u{200b}')
+        });
+        assert_eq!(bad, None);
+        // The trace's line, a line and a message per span, and the empty one.
+        assert_eq!(text.lines().count(), 1 + 4 * 2 + 1, "{text}");
+        assert!(text.contains("a�]0;owned��31m  b�c�"), "{text}");
+    }
+
+    #[test]
+    fn of_a_long_trace_the_first_spans_are_shown() {
+        let mut spans: Vec<_> = (0..3_000)
+            .map(|idx| {
+                let mut span = span("a", 0, 0, Role::Client, "GET /", (idx, idx + 1));
+                span.span_id = idx.to_be_bytes();
+                span.parent = (idx > 0).then(|| Parent {
+                    // A chain, as deep as it is long.
+                    span_id: (idx - 1).to_be_bytes(),
+                    remote: false,
+                });
+                span
+            })
+            .collect();
+        spans[2_000] = failed(spans[2_000].clone(), "late");
+        let text = render(&spans, &PLAIN);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 1 + MAX_LINES + 2);
+        assert_eq!(lines[MAX_LINES + 1], "  … 2900 more spans, 1 error");
+        assert!(lines.iter().all(|line| line.width() <= 100));
+    }
+
+    #[test]
+    fn odd_times_do_not_break_the_bars() {
+        let mut backwards = span("a", 1, 0, Role::Server, "GET /", (50, 20));
+        let text = render(std::slice::from_ref(&backwards), &PLAIN);
+        assert!(text.contains("0 ns"), "{text}");
+        backwards.start = 0;
+        backwards.end = u64::MAX;
+        let other = span("a", 2, 1, Role::Client, "GET /", (0, 1));
+        assert_eq!(render(&[backwards, other], &PLAIN).lines().count(), 4);
+        assert_eq!(render(&[], &PLAIN), "");
+    }
+
+    #[test]
+    fn durations_have_three_digits() {
+        let check = |nanos, expected| assert_eq!(duration(nanos), expected);
+        check(0, "0 ns");
+        check(999, "999 ns");
+        check(1_000, "1.00 µs");
+        check(99_960, "100 µs");
+        check(999_499, "999 µs");
+        check(999_500, "1.00 ms");
+        check(41_249_000, "41.2 ms");
+        check(1_234_000_000, "1.23 s");
+        check(59_999_000_000, "60.0 s");
+        check(125_000_000_000, "2m 05s");
+    }
+
+    #[derive(Clone, Default)]
+    struct Output(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Output {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Output {
+        fn traces(&self) -> usize {
+            let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+            text.matches("● trace").count()
+        }
+    }
+
+    /// After how many milliseconds a trace with these spans is shown.
+    async fn shown_after(spans: Vec<Span>) -> u64 {
+        let output = Output::default();
+        let mut console = Console::new(output.clone(), PLAIN);
+        console.export(spans).await.unwrap();
+        let start = Instant::now();
+        while output.traces() == 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            console.export(Vec::new()).await.unwrap();
+        }
+        u64::try_from(start.elapsed().as_millis()).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trace_is_shown_when_it_seems_whole() {
+        let root = span("a", 1, 0, Role::Server, "GET /", (0, 9));
+        let called = span("a", 1, 8, Role::Server, "GET /", (0, 9));
+        let child = span("a", 2, 1, Role::Client, "GET /", (1, 2));
+        assert_eq!(shown_after(vec![child.clone(), root]).await, 100);
+        assert_eq!(shown_after(vec![child.clone(), called]).await, 1_000);
+        assert_eq!(shown_after(vec![child]).await, 5_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trace_that_goes_on_is_shown_in_the_end() {
+        let output = Output::default();
+        let mut console = Console::new(output.clone(), PLAIN);
+        let start = Instant::now();
+        while output.traces() == 0 {
+            let child = span("a", 2, 1, Role::Client, "GET /", (1, 2));
+            console.export(vec![child]).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(start.elapsed(), MAX_AGE + Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_held_is_bounded_and_shown_at_the_end() {
+        let output = Output::default();
+        let mut console = Console::new(output.clone(), PLAIN);
+        for idx in 0..1_000_u64 {
+            let mut span = span("a", 2, 1, Role::Client, "GET /", (1, 2));
+            span.trace_id[..8].copy_from_slice(&idx.to_be_bytes());
+            console.export(vec![span]).await.unwrap();
+        }
+        assert_eq!(
+            (console.held.len(), output.traces()),
+            (MAX_TRACES, 1_000 - MAX_TRACES)
+        );
+        console.finish().await.unwrap();
+        assert_eq!((console.held_spans, output.traces()), (0, 1_000));
+        let many = vec![span("a", 2, 1, Role::Client, "GET /", (1, 2)); 20_000];
+        console.export(many).await.unwrap();
+        assert!(console.held_spans <= MAX_SPANS);
     }
 }

@@ -4,20 +4,18 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use proto::otlp::trace::v1::TracesData;
 
+use super::write::Writer;
 use super::{BuildError, Delivery, ExportError, Exporter, Exporting};
 use crate::assemble::Span;
 use crate::config::SpanLimits;
 use crate::signal::traces::resource_spans;
 
-/// The file exporter. Each batch is written and flushed as a whole, off the
-/// threads that carry connections.
+/// The file exporter; each batch is written and flushed as a whole.
 pub struct File {
-    path: String,
-    sink: Arc<Mutex<Sink>>,
+    writer: Writer,
     limits: SpanLimits,
 }
 
@@ -32,51 +30,19 @@ impl File {
                 path: path.to_owned(),
                 source,
             })?;
-        Ok(Self::new(
-            path.display().to_string(),
-            Box::new(file),
-            limits,
-        ))
+        Ok(Self::new(path.display().to_string(), file, limits))
     }
 
     /// Writes to standard output.
     pub fn stdout(limits: SpanLimits) -> Self {
-        Self::new(
-            "standard output".to_owned(),
-            Box::new(std::io::stdout()),
-            limits,
-        )
+        Self::new("standard output".to_owned(), std::io::stdout(), limits)
     }
 
-    fn new(path: String, output: Box<dyn Write + Send>, limits: SpanLimits) -> Self {
+    fn new(path: String, output: impl Write + Send + 'static, limits: SpanLimits) -> Self {
         Self {
-            path,
-            sink: Arc::new(Mutex::new(Sink {
-                output,
-                is_line_open: false,
-            })),
+            writer: Writer::new(path, output),
             limits,
         }
-    }
-}
-
-/// Where lines go.
-struct Sink {
-    output: Box<dyn Write + Send>,
-    /// Whether the last write failed, so that a piece of a line may be there.
-    is_line_open: bool,
-}
-
-impl Sink {
-    fn write_line(&mut self, line: &[u8]) -> std::io::Result<()> {
-        if self.is_line_open {
-            self.output.write_all(b"\n")?;
-        }
-        self.is_line_open = true;
-        self.output.write_all(line)?;
-        self.output.flush()?;
-        self.is_line_open = false;
-        Ok(())
     }
 }
 
@@ -86,27 +52,15 @@ impl Exporter for File {
     }
 
     fn export(&mut self, spans: Vec<Span>) -> Exporting<'_> {
-        let data = TracesData {
-            resource_spans: resource_spans(spans, &self.limits),
-        };
-        let sink = Arc::clone(&self.sink);
-        let failed = |reason: String| ExportError::Write {
-            path: self.path.clone(),
-            reason,
-        };
         Box::pin(async move {
-            let written = tokio::task::spawn_blocking(move || {
-                let mut line = serde_json::to_vec(&data)?;
-                line.push(b'\n');
-                sink.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .write_line(&line)
-            });
-            match written.await {
-                Ok(Ok(())) => Ok(Delivery::default()),
-                Ok(Err(error)) => Err(failed(error.to_string())),
-                Err(error) => Err(failed(error.to_string())),
-            }
+            let data = TracesData {
+                resource_spans: resource_spans(spans, &self.limits),
+            };
+            let mut line = serde_json::to_vec(&data)
+                .map_err(|error| ExportError::Refused(error.to_string()))?;
+            line.push(b'\n');
+            self.writer.write(line).await?;
+            Ok(Delivery::default())
         })
     }
 }
@@ -118,6 +72,7 @@ mod tests {
     use crate::attribute::Value;
     use crate::protocol::{Exchange, Role, Status};
     use crate::resource::Resource;
+    use std::sync::{Arc, Mutex};
 
     fn span() -> Span {
         Span {
@@ -153,7 +108,8 @@ mod tests {
         let path = folder.path().join("traces.jsonl");
         for _ in 0..2 {
             let mut file = File::open(&path, SpanLimits::default()).unwrap();
-            file.export(vec![span(), span()]).await.unwrap();
+            let span = span();
+            file.export(vec![span.clone(), span]).await.unwrap();
         }
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.ends_with('\n'));
@@ -221,11 +177,7 @@ mod tests {
             written: Arc::clone(&written),
             failures: 1,
         };
-        let mut file = File::new(
-            "full disk".to_owned(),
-            Box::new(output),
-            SpanLimits::default(),
-        );
+        let mut file = File::new("full disk".to_owned(), output, SpanLimits::default());
         let error = file.export(vec![span()]).await.unwrap_err().to_string();
         assert!(error.starts_with("cannot write to full disk: "), "{error}");
         file.export(vec![span()]).await.unwrap();

@@ -39,6 +39,8 @@ const RETRYABLE: &[Code] = &[
 /// A client of a trace receiver; it connects when first used and again when
 /// the connection is lost.
 pub(super) struct Grpc {
+    endpoint: Endpoint,
+    gzip: bool,
     client: tonic::client::Grpc<Channel>,
     metadata: MetadataMap,
 }
@@ -53,11 +55,6 @@ impl Grpc {
         if config.endpoint.scheme_str() == Some("https") {
             endpoint = endpoint.tls_config(tls(config)?).map_err(tls_error)?;
         }
-        let mut client = tonic::client::Grpc::new(endpoint.connect_lazy())
-            .max_decoding_message_size(MAX_RESPONSE);
-        if config.gzip {
-            client = client.send_compressed(CompressionEncoding::Gzip);
-        }
         // A binary header's value would have to be base64, which the setting
         // has no way to say.
         if let Some(name) = config
@@ -68,9 +65,21 @@ impl Grpc {
             return Err(BuildError::Header(name.to_string()));
         }
         Ok(Self {
-            client,
+            client: client(&endpoint, config.gzip),
+            endpoint,
+            gzip: config.gzip,
             metadata: MetadataMap::from_headers(config.headers.clone()),
         })
+    }
+}
+
+fn client(endpoint: &Endpoint, gzip: bool) -> tonic::client::Grpc<Channel> {
+    let client =
+        tonic::client::Grpc::new(endpoint.connect_lazy()).max_decoding_message_size(MAX_RESPONSE);
+    if gzip {
+        client.send_compressed(CompressionEncoding::Gzip)
+    } else {
+        client
     }
 }
 
@@ -102,6 +111,10 @@ impl Transport for Grpc {
             Ok(response) => Attempt::Done(response.into_inner()),
             Err(status) => judge(&status),
         }
+    }
+
+    fn disconnect(&mut self) {
+        self.client = client(&self.endpoint, self.gzip);
     }
 }
 

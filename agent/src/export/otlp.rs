@@ -111,6 +111,10 @@ pub(super) trait Transport: Send {
 
     /// Sends a prepared message once.
     fn attempt(&mut self, message: Bytes) -> impl Future<Output = Attempt> + Send;
+
+    /// Gives up the connection, on which there was no answer: the other end
+    /// may be gone without a word.
+    fn disconnect(&mut self) {}
 }
 
 /// What came of an attempt.
@@ -172,6 +176,7 @@ impl<T: Transport> Otlp<T> {
                 Ok(Attempt::Refused(reason)) => return Err(ExportError::Refused(reason)),
                 Ok(Attempt::Retry { after, reason }) => (after, reason),
                 Err(_) => {
+                    self.transport.disconnect();
                     let before = last
                         .map(|reason| format!(", before that: {reason}"))
                         .unwrap_or_default();

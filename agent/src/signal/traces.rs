@@ -30,7 +30,7 @@ pub const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.44.0";
 pub fn resource_spans(spans: Vec<Span>, limits: &SpanLimits) -> Vec<ResourceSpans> {
     // A resource is built once per process, so its address is its identity.
     // There are few per batch, and spans of one come in runs.
-    let mut groups: Vec<(Arc<Resource>, Vec<(&'static str, Vec<OtlpSpan>)>)> = Vec::new();
+    let mut groups: Vec<(Arc<Resource>, Scopes)> = Vec::new();
     for span in spans {
         let resource = Arc::clone(&span.resource);
         let scope = span.exchange.scope;
@@ -60,6 +60,9 @@ pub fn resource_spans(spans: Vec<Span>, limits: &SpanLimits) -> Vec<ResourceSpan
         })
         .collect()
 }
+
+/// The spans of each scope.
+type Scopes = Vec<(&'static str, Vec<OtlpSpan>)>;
 
 fn otlp_resource(resource: &Resource) -> OtlpResource {
     OtlpResource {

@@ -1,0 +1,181 @@
+//! The exporters against Rotel, a collector written by others: what it takes
+//! from us over gRPC and HTTP and passes on must be what we sent.
+//!
+//! Rotel comes from PyPI into `target/test-rotel`, once.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use otel_ebpf::assemble::{Parent, Span};
+use otel_ebpf::attribute::Value;
+use otel_ebpf::batch::Processor;
+use otel_ebpf::config::{ExportArgs, ExportConfig, SpanLimits};
+use otel_ebpf::export;
+use otel_ebpf::protocol::{Exchange, Role, Status};
+use otel_ebpf::resource::Resource;
+use otel_ebpf::signal::traces::resource_spans;
+use otel_ebpf::stats::ExportStats;
+use otel_ebpf_tests::receiver::{Options, Receiver};
+
+/// Enough for Rotel to start, and for its batches.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn span(id: u8) -> Span {
+    Span {
+        resource: Arc::new(Resource {
+            attributes: vec![("service.name".into(), "shop".into())],
+        }),
+        trace_id: [id; 16],
+        span_id: [id; 8],
+        parent: id.is_multiple_of(2).then_some(Parent {
+            span_id: [0xee; 8],
+            remote: true,
+        }),
+        flags: 1,
+        trace_state: "vendor=1".to_owned(),
+        role: if id.is_multiple_of(2) {
+            Role::Server
+        } else {
+            Role::Client
+        },
+        start: 1_700_000_000_000_000_000 + u64::from(id),
+        end: 1_700_000_000_000_000_100,
+        exchange: Exchange {
+            scope: "otel-ebpf.http",
+            name: "GET /größe".into(),
+            attributes: vec![
+                ("http.response.status_code".into(), 503_i64.into()),
+                ("url.path".into(), "/größe".into()),
+                (
+                    "http.request.header.accept".into(),
+                    Value::StrArray(vec!["a".into(), "b".into()]),
+                ),
+                ("ratio".into(), Value::Double(0.25)),
+                ("flag".into(), true.into()),
+            ],
+            status: Status::Error("upstream gone".to_owned()),
+        },
+    }
+}
+
+/// The path of the collector's binary; it is installed if it is not there.
+fn rotel() -> anyhow::Result<PathBuf> {
+    let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-rotel");
+    let binary = || -> Option<PathBuf> {
+        let versions = std::fs::read_dir(venv.join("lib")).ok()?;
+        versions
+            .flatten()
+            .map(|version| version.path().join("site-packages/rotel/rotel-agent"))
+            .find(|path| path.exists())
+    };
+    if let Some(binary) = binary() {
+        return Ok(binary);
+    }
+    let run = |command: &mut Command| {
+        let output = command
+            .output()
+            .with_context(|| format!("run {command:?}"))?;
+        ensure!(
+            output.status.success(),
+            "{command:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    };
+    run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+    run(Command::new(venv.join("bin/python")).args(["-m", "pip", "install", "--quiet", "rotel"]))?;
+    binary().context("the package rotel holds no rotel-agent")
+}
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_takes_and_passes_on_what_we_send() -> anyhow::Result<()> {
+    let binary = rotel()?;
+    let folder = tempfile::tempdir()?;
+    let receiver = Receiver::with(&Options::default())?;
+    let free = || anyhow::Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string());
+    let (grpc, http) = (free()?, free()?);
+    let log = std::fs::File::create(folder.path().join("log"))?;
+    let _running = Running(
+        Command::new(binary)
+            .args(["start", "--exporter", "otlp"])
+            .args(["--otlp-grpc-endpoint", &grpc, "--otlp-http-endpoint", &http])
+            .args([
+                "--otlp-exporter-endpoint",
+                &format!("http://{}", receiver.grpc),
+            ])
+            .arg("--pid-file")
+            .arg(folder.path().join("pid"))
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()?,
+    );
+    let mut expected = Vec::new();
+    for (idx, (protocol, address, compression)) in (0_u8..).zip([
+        ("grpc", &grpc, "none"),
+        ("grpc", &grpc, "gzip"),
+        ("http/protobuf", &http, "none"),
+        ("http/protobuf", &http, "gzip"),
+    ]) {
+        let lookup = |name: &str| {
+            let value = match name {
+                "OTEL_EXPORTER_OTLP_ENDPOINT" => format!("http://{address}"),
+                "OTEL_EXPORTER_OTLP_PROTOCOL" => protocol.to_owned(),
+                "OTEL_EXPORTER_OTLP_COMPRESSION" => compression.to_owned(),
+                // It may still be starting: connections are tried again.
+                "OTEL_EXPORTER_OTLP_TIMEOUT" => PATIENCE.as_millis().to_string(),
+                _ => return None,
+            };
+            Some(value)
+        };
+        let (config, _) = ExportConfig::from(lookup, &ExportArgs::default())?;
+        let stats = Arc::<ExportStats>::default();
+        let exporters = export::build(&config, &stats)?;
+        let runtime = tokio::runtime::Handle::current();
+        let processor = Processor::start(exporters, &config.batch, &stats, &runtime);
+        for id in 1..=3 {
+            let span = span(idx * 3 + id);
+            processor.sender().push(span.clone());
+            expected.push(span);
+        }
+        processor.shutdown(PATIENCE).await;
+        assert_eq!(
+            stats.spans_exported.value(),
+            3,
+            "{protocol} {compression}: {:?}",
+            stats.values()
+        );
+    }
+    let arrived = receiver
+        .wait_for_spans(expected.len(), PATIENCE)
+        .with_context(|| std::fs::read_to_string(folder.path().join("log")).unwrap_or_default())?;
+    let mut arrived: Vec<_> = arrived
+        .into_iter()
+        .map(|(service, span)| {
+            assert_eq!(service, "shop");
+            span
+        })
+        .collect();
+    arrived.sort_by_key(|span| span.span_id.clone());
+    let expected: Vec<_> = resource_spans(expected, &SpanLimits::default())
+        .into_iter()
+        .flat_map(|group| group.scope_spans)
+        .flat_map(|scope| scope.spans)
+        .collect();
+    assert_eq!(arrived, expected);
+    Ok(())
+}
