@@ -163,14 +163,20 @@ fn segments(data: &mut Data, connection: &mut Connection, vector: u64, len: u64,
 /// Copies one buffer, as far as the budget goes, and records its length.
 #[inline(never)]
 fn segment(data: &mut Data, connection: &mut Connection, address: u64, len: u32) {
+    let budget = connection.budget;
     let mut captured = len;
-    if captured > connection.budget {
-        captured = connection.budget;
+    if captured > budget {
+        // Where messages follow each other without an answer between them
+        // (pipelining), a new one begins at the start of a transfer.
+        captured = if budget > SMALL { budget } else { SMALL };
+        if captured > len {
+            captured = len;
+        }
     }
     if captured > HUGE {
         captured = HUGE;
     }
-    connection.budget -= captured;
+    connection.budget = budget.saturating_sub(captured);
     data.len = len;
     data.captured = captured;
     data.tail = [0; 8];
