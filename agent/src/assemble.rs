@@ -46,10 +46,8 @@ counters! {
         not_sampled => "spans.not_sampled",
         /// Exchanges of a process that is not known (any more).
         unknown_process => "spans.dropped.unknown_process",
-        /// No parent: the context belongs to no request.
+        /// No parent: the context descends from no request that was seen.
         unowned_context => "spans.no_parent.unowned_context",
-        /// No parent: the context's origin was not seen.
-        unknown_context => "spans.no_parent.unknown_context",
         /// No parent: sent by an event loop outside any context.
         event_loop => "spans.no_parent.event_loop",
         /// No parent: the thread was working on no request.
@@ -330,12 +328,11 @@ impl Assembler {
         let inferred = match evidence.rule {
             rule::CONTEXT | rule::THREAD | rule::QUEUED => false,
             rule::CONTEXT_AFTER_READ | rule::QUEUED_AFTER_READ => true,
-            rule::UNOWNED_CONTEXT => return Err(|stats| &stats.unowned_context),
             rule::EVENT_LOOP => return Err(|stats| &stats.event_loop),
             rule::IDLE_THREAD => return Err(|stats| &stats.idle_thread),
             rule::NO_THREAD_STATE | rule::NONE => return Err(|stats| &stats.no_thread_state),
             rule::MIXED_QUEUE => return Err(|stats| &stats.mixed_queue),
-            _ => return Err(|stats| &stats.unknown_context),
+            _ => return Err(|stats| &stats.unowned_context),
         };
         let Owner { conn, offset } = evidence.owner;
         let connection = self

@@ -47,6 +47,11 @@ counters! {
         unseeded => "discovery.dropped.connections",
         /// Processes whose Python could not be read: sockets only.
         without_python => "discovery.without_python",
+        /// Processes whose contexts were no longer followed, as they made no
+        /// calls.
+        paused => "discovery.lineage_paused",
+        /// Processes whose contexts were followed again.
+        resumed => "discovery.lineage_resumed",
         /// Function probes that could not be attached.
         hooks_failed => "discovery.hooks_failed",
     }
@@ -92,12 +97,40 @@ pub enum AttachError {
     },
 }
 
+/// Requests that a process serves without a call of its own before its
+/// contexts are no longer followed: lineage costs it some microseconds a
+/// request and would tell nothing.
+const QUIET_REQUESTS: u64 = 1000;
+/// How long it must have been quiet besides.
+const QUIET_TIME: Duration = Duration::from_secs(5);
+
+/// What a process did since the last look.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Traffic {
+    /// Requests it began to serve.
+    pub served: u64,
+    /// Requests it sent.
+    pub called: u64,
+}
+
+/// Whether the contexts of a process are followed.
+#[derive(Clone, Copy)]
+enum Lineage {
+    /// Not yet, or never (no interpreter, greenlets).
+    Never,
+    /// Yes; so many requests were served since the last call or the start.
+    Followed { quiet: u64, since: Instant },
+    /// Not now, as the process makes no calls.
+    Paused,
+}
+
 /// A traced process.
 struct Tracee {
     settings: TargetSettings,
     service: String,
     interpreter: Option<Arc<Interpreter>>,
     target: Target,
+    lineage: Lineage,
     /// Until when it is looked at again, as it may still be starting.
     until: Option<Instant>,
     next_look: Instant,
@@ -206,6 +239,7 @@ impl Discovery {
             // The child runs the parent's program at the same addresses.
             interpreter: from.interpreter.clone(),
             target: from.target,
+            lineage: Lineage::Never,
             until: None,
             next_look: Instant::now(),
         };
@@ -234,9 +268,8 @@ impl Discovery {
         };
         if tracee.interpreter.is_some() {
             changes.messages.push(message);
-            tracee.target.flags &= !target_flag::TASK_AFTER_READ;
-            self.hook_contexts(child, &process, probes);
-            self.modules(child, &process, probes);
+            tracee.target.flags &= !(target_flag::TASK_AFTER_READ | target_flag::LINEAGE);
+            self.follow(child, &process, probes);
         }
         self.seed(child, probes, &mut changes);
         changes
@@ -257,6 +290,7 @@ impl Discovery {
         tracee.service = derive_service_name(&info);
         tracee.interpreter = None;
         tracee.target = Target::default();
+        tracee.lineage = Lineage::Never;
         tracee.until = Some(now + PATIENCE);
         tracee.next_look = now;
         self.look(pid, probes, &mut changes);
@@ -303,6 +337,44 @@ impl Discovery {
         changes
     }
 
+    /// Takes note of what a process did: its contexts are followed for as
+    /// long as it makes calls.
+    ///
+    /// Where they are not and it makes one, that call and those of requests
+    /// under way have no parent (counted); the next ones have.
+    pub fn traffic(&mut self, pid: u32, traffic: Traffic, now: Instant, probes: &mut Probes) {
+        let Some(tracee) = self.tracees.get_mut(&pid) else {
+            return;
+        };
+        match &mut tracee.lineage {
+            Lineage::Never => {}
+            Lineage::Followed { quiet, since } if traffic.called > 0 => {
+                *quiet = 0;
+                *since = now;
+            }
+            Lineage::Followed { quiet, since } => {
+                *quiet += traffic.served;
+                if *quiet >= QUIET_REQUESTS && now.duration_since(*since) >= QUIET_TIME {
+                    tracing::debug!(pid, "makes no calls: its contexts are not followed");
+                    self.stats.paused.one();
+                    tracee.lineage = Lineage::Paused;
+                    tracee.target.flags &= !(target_flag::TASK_AFTER_READ | target_flag::LINEAGE);
+                    tracee.target.epoch = tracee.target.epoch.wrapping_add(1);
+                    tell(pid, &tracee.target, probes);
+                    probes.unhook(pid);
+                }
+            }
+            Lineage::Paused if traffic.called > 0 => {
+                tracing::debug!(pid, "makes calls: its contexts are followed");
+                self.stats.resumed.one();
+                if let Ok(process) = open(pid) {
+                    self.follow(pid, &process, probes);
+                }
+            }
+            Lineage::Paused => {}
+        }
+    }
+
     /// The traced processes.
     pub fn pids(&self) -> impl Iterator<Item = u32> {
         self.tracees.keys().copied()
@@ -336,6 +408,7 @@ impl Discovery {
                 service,
                 interpreter: None,
                 target,
+                lineage: Lineage::Never,
                 until: Some(now + PATIENCE),
                 next_look: now + RETRY,
             },
@@ -391,13 +464,7 @@ impl Discovery {
                     .messages
                     .push(format!("{message} as {}", tracee.service_name()));
             }
-            self.hook_contexts(pid, process, probes);
-            self.modules(pid, process, probes);
-            if let Some(tracee) = self.tracees.get(&pid)
-                && let Err(error) = probes.set_target(pid, &tracee.target)
-            {
-                tracing::warn!(pid, %error, "cannot tell the kernel side about the interpreter");
-            }
+            self.follow(pid, process, probes);
         }
         self.resource(pid, changes);
     }
@@ -423,6 +490,15 @@ impl Discovery {
             &self.host,
         );
         changes.processes.push((pid, Arc::new(resource)));
+    }
+
+    /// Attaches the probes and tells the kernel side.
+    fn follow(&mut self, pid: u32, process: &Process, probes: &mut Probes) {
+        self.hook_contexts(pid, process, probes);
+        self.modules(pid, process, probes);
+        if let Some(tracee) = self.tracees.get(&pid) {
+            tell(pid, &tracee.target, probes);
+        }
     }
 
     /// Attaches the probes that follow contexts.
@@ -468,6 +544,15 @@ impl Discovery {
             Ok(None) => {}
             Err(error) => tracing::debug!(pid, %error, "cannot find Context.copy"),
         }
+        if let Some(tracee) = self.tracees.get_mut(&pid) {
+            tracee.target.flags |= target_flag::LINEAGE;
+            // What was noted before every probe was in place may be stale.
+            tracee.target.epoch = tracee.target.epoch.wrapping_add(1);
+            tracee.lineage = Lineage::Followed {
+                quiet: 0,
+                since: Instant::now(),
+            };
+        }
     }
 
     /// Attaches the probes that depend on loaded modules.
@@ -478,7 +563,9 @@ impl Discovery {
         let Some(interpreter) = &tracee.interpreter else {
             return;
         };
-        if tracee.target.flags & target_flag::TASK_AFTER_READ != 0 {
+        if tracee.target.flags & target_flag::TASK_AFTER_READ != 0
+            || !matches!(tracee.lineage, Lineage::Followed { .. })
+        {
             return;
         }
         let has = |module| interpreter.has_module(process, module).unwrap_or(false);
@@ -497,9 +584,7 @@ impl Discovery {
         }
         if has("uvicorn") {
             tracee.target.flags |= target_flag::TASK_AFTER_READ;
-            if let Err(error) = probes.set_target(pid, &tracee.target) {
-                tracing::warn!(pid, %error, "cannot tell the kernel side about uvloop");
-            }
+            tell(pid, &tracee.target, probes);
         }
     }
 
@@ -597,6 +682,13 @@ fn wanted(pid: u32, info: &ProcessInfo) -> Result<TargetSettings, AttachError> {
         );
     }
     Ok(settings)
+}
+
+/// Tells the kernel side how to read a process.
+fn tell(pid: u32, target: &Target, probes: &mut Probes) {
+    if let Err(error) = probes.set_target(pid, target) {
+        tracing::warn!(pid, %error, "cannot tell the kernel side about the process");
+    }
 }
 
 fn open(pid: u32) -> Result<Process, AttachError> {

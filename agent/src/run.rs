@@ -1,7 +1,7 @@
 //! Ties the parts together: one thread for the pipeline, one runtime for the
 //! exporters, and the order in which all of it starts and stops.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::ops::ControlFlow;
@@ -25,9 +25,10 @@ use crate::check::{self, Trials};
 use crate::cli::{Command, Options};
 use crate::clock::{Adjustment, Clock};
 use crate::config::ExportConfig;
-use crate::discovery::{Changes, Discovery};
+use crate::discovery::{Changes, Discovery, Traffic};
 use crate::launch::Launched;
 use crate::probes::{ProbeSettings, Probes};
+use crate::protocol::Role;
 use crate::source::{self, Source};
 use crate::stats::{ExportStats, counters};
 use crate::stream::{Opening, Progress, Streams};
@@ -242,6 +243,10 @@ impl Agent {
         for conn in self.pipeline.muted.drain(..) {
             self.probes.mute(conn);
         }
+        let now = Instant::now();
+        for (pid, traffic) in self.pipeline.traffic.drain() {
+            self.discovery.traffic(pid, traffic, now, &mut self.probes);
+        }
         for message in messages {
             say(&format!("otel-ebpf: {message}"));
         }
@@ -282,6 +287,8 @@ struct Pipeline {
     spans: Sender,
     /// Connections to mute in the kernel.
     muted: Vec<u64>,
+    /// What each process did in the current batch.
+    traffic: HashMap<u32, Traffic>,
     progress: Vec<Progress>,
     /// An epoll instance that holds the ring.
     waiting: OwnedFd,
@@ -302,6 +309,7 @@ impl Pipeline {
             clock: PipelineClock(Clock::new()),
             spans,
             muted: Vec::new(),
+            traffic: HashMap::new(),
             progress: Vec::new(),
             waiting,
         })
@@ -367,11 +375,20 @@ impl Pipeline {
             clock,
             spans,
             muted,
+            traffic,
             ..
         } = self;
         for progress in progress.drain(..) {
-            if let Progress::Mute { conn } = progress {
-                muted.push(conn);
+            match &progress {
+                Progress::Mute { conn } => muted.push(*conn),
+                Progress::Begin { pid, role, .. } => {
+                    let traffic = traffic.entry(*pid).or_default();
+                    match role {
+                        Role::Server => traffic.served += 1,
+                        Role::Client => traffic.called += 1,
+                    }
+                }
+                _ => {}
             }
             assembler.progress(progress, clock, &mut |span| spans.push(span));
         }

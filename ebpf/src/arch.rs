@@ -2,14 +2,6 @@
 //!
 //! Nothing outside this module assumes a register or a number.
 
-/// The registers of a system call, read once per event.
-pub(crate) struct SyscallRegs {
-    /// Its number.
-    pub(crate) number: i64,
-    /// Its first four arguments.
-    pub(crate) args: [u64; 4],
-}
-
 #[cfg(bpf_target_arch = "x86_64")]
 mod imp {
     //! x86_64: `struct pt_regs` of arch/x86/include/asm/ptrace.h (5.10 to
@@ -46,12 +38,18 @@ mod imp {
 
     use crate::kernel;
 
-    /// The number and the first four arguments.
+    /// The number.
     #[inline(always)]
-    pub(crate) fn call(regs: u64) -> Option<(i64, [u64; 4])> {
-        // From r10 to orig_rax.
-        let words: [u64; 9] = kernel::read(regs, 56)?;
-        Some((words[8] as i64, [words[7], words[6], words[5], words[0]]))
+    pub(crate) fn number(regs: u64) -> Option<i64> {
+        kernel::read(regs, 120)
+    }
+
+    /// The first four arguments.
+    #[inline(always)]
+    pub(crate) fn args(regs: u64) -> Option<[u64; 4]> {
+        // From r10 to rdi.
+        let words: [u64; 8] = kernel::read(regs, 56)?;
+        Some([words[7], words[6], words[5], words[0]])
     }
 }
 
@@ -96,21 +94,19 @@ mod imp {
 
     use crate::kernel;
 
-    /// The number and the first four arguments.
+    /// The number.
     #[inline(always)]
-    pub(crate) fn call(regs: u64) -> Option<(i64, [u64; 4])> {
-        let regs_0_to_3: [u64; 4] = kernel::read(regs, 0)?;
+    pub(crate) fn number(regs: u64) -> Option<i64> {
+        kernel::read::<i32>(regs, 280).map(i64::from)
+    }
+
+    /// The first four arguments.
+    #[inline(always)]
+    pub(crate) fn args(regs: u64) -> Option<[u64; 4]> {
+        let [_result, second, third, fourth] = kernel::read::<[u64; 4]>(regs, 0)?;
         let original_x0: u64 = kernel::read(regs, 272)?;
-        let number: i32 = kernel::read(regs, 280)?;
-        let [_result, second, third, fourth] = regs_0_to_3;
-        Some((i64::from(number), [original_x0, second, third, fourth]))
+        Some([original_x0, second, third, fourth])
     }
 }
 
-pub(crate) use imp::nr;
-
-/// Reads the system call's registers from the kernel's `pt_regs`.
-#[inline(always)]
-pub(crate) fn syscall_regs(regs: u64) -> Option<SyscallRegs> {
-    imp::call(regs).map(|(number, args)| SyscallRegs { number, args })
-}
+pub(crate) use imp::{args, nr, number};

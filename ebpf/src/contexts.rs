@@ -76,13 +76,23 @@ pub(crate) fn place(target: &Target) -> Option<Place> {
 /// A server connection's bytes were read: they own what is done from here on
 /// in this context, or outside any context by this thread.
 #[inline(always)]
-pub(crate) fn read_by(pid: u32, thread: &mut Thread, place: Option<Place>, owner: Owner, fd: i32) {
+pub(crate) fn read_by(
+    pid: u32,
+    target: &Target,
+    thread: &mut Thread,
+    place: Option<Place>,
+    owner: Owner,
+    fd: i32,
+) {
     match place {
         Some(Place {
             context,
             entered: true,
         }) => {
-            set_owner(pid, context, owner, rule::CONTEXT);
+            // Nobody follows the context from here if copies are not seen.
+            if target.flags & target_flag::LINEAGE != 0 {
+                set_owner(pid, target, context, owner, rule::CONTEXT);
+            }
         }
         _ => threads::reads(thread, owner, fd),
     }
@@ -90,7 +100,12 @@ pub(crate) fn read_by(pid: u32, thread: &mut Thread, place: Option<Place>, owner
 
 /// Who owns what the current thread does now.
 #[inline(always)]
-pub(crate) fn current_owner(pid: u32, thread: &Thread, place: Option<Place>) -> Finding {
+pub(crate) fn current_owner(
+    pid: u32,
+    target: &Target,
+    thread: &Thread,
+    place: Option<Place>,
+) -> Finding {
     match place {
         None => Finding {
             owner: Owner::default(),
@@ -99,7 +114,7 @@ pub(crate) fn current_owner(pid: u32, thread: &Thread, place: Option<Place>) -> 
         Some(Place {
             context,
             entered: true,
-        }) => context_owner(pid, context),
+        }) => context_owner(pid, target, context),
         Some(_) if thread.flags & thread_flag::EVENT_LOOP != 0 => Finding {
             owner: Owner::default(),
             rule: rule::EVENT_LOOP,
@@ -120,12 +135,13 @@ pub(crate) fn current_owner(pid: u32, thread: &Thread, place: Option<Place>) -> 
 #[inline(always)]
 pub(crate) fn sender(
     pid: u32,
+    target: &Target,
     fd: i32,
     conn: u64,
     thread: &Thread,
     place: Option<Place>,
 ) -> Finding {
-    let finding = current_owner(pid, thread, place);
+    let finding = current_owner(pid, target, thread, place);
     if finding.rule != rule::EVENT_LOOP {
         return finding;
     }
@@ -160,13 +176,12 @@ pub(crate) fn copied(child: u64) {
     count(Counter::ContextCopies);
     let Some(thread) = threads::entry(pid_tgid) else {
         // The address may have belonged to another context.
-        set_owner(pid, child, Owner::default(), rule::UNKNOWN_CONTEXT);
+        set_owner(pid, target, child, Owner::default(), rule::UNOWNED_CONTEXT);
         return;
     };
     let place = place(target);
-    let mut finding = current_owner(pid, thread, place);
-    let inferable = finding.rule == rule::UNKNOWN_CONTEXT || finding.rule == rule::UNOWNED_CONTEXT;
-    if inferable
+    let mut finding = current_owner(pid, target, thread, place);
+    if finding.rule == rule::UNOWNED_CONTEXT
         && target.flags & target_flag::TASK_AFTER_READ != 0
         && thread.flags & thread_flag::FRESH_READ != 0
         && thread.flags & thread_flag::EVENT_LOOP != 0
@@ -180,10 +195,9 @@ pub(crate) fn copied(child: u64) {
     let rule = match finding.rule {
         rule::CONTEXT | rule::THREAD => rule::CONTEXT,
         rule::CONTEXT_AFTER_READ => rule::CONTEXT_AFTER_READ,
-        rule::UNKNOWN_CONTEXT | rule::NO_THREAD_STATE => rule::UNKNOWN_CONTEXT,
         _ => rule::UNOWNED_CONTEXT,
     };
-    set_owner(pid, child, finding.owner, rule);
+    set_owner(pid, target, child, finding.owner, rule);
 }
 
 /// A context came into being by another way than copying the current one: it
@@ -191,8 +205,16 @@ pub(crate) fn copied(child: u64) {
 #[inline(always)]
 pub(crate) fn created(context: u64) {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    if processes::target(pid).is_some() && context != 0 {
-        set_owner(pid, context, Owner::default(), rule::UNOWNED_CONTEXT);
+    if let Some(target) = processes::target(pid)
+        && context != 0
+    {
+        set_owner(
+            pid,
+            target,
+            context,
+            Owner::default(),
+            rule::UNOWNED_CONTEXT,
+        );
     }
 }
 
@@ -232,7 +254,7 @@ pub(crate) fn queued(transport: u64) {
         return;
     };
     count(Counter::QueuedWrites);
-    let finding = current_owner(pid, thread, place(target));
+    let finding = current_owner(pid, target, thread, place(target));
     let mut queued = Queued {
         conn: id,
         owner: finding.owner,
@@ -258,11 +280,11 @@ pub(crate) fn queued(transport: u64) {
 }
 
 #[inline(always)]
-fn context_owner(pid: u32, context: u64) -> Finding {
+fn context_owner(pid: u32, target: &Target, context: u64) -> Finding {
     let key = ContextKey {
         context,
         pid,
-        pad: 0,
+        epoch: target.epoch,
     };
     match CONTEXTS.get_ptr(key) {
         Some(found) => {
@@ -275,26 +297,32 @@ fn context_owner(pid: u32, context: u64) -> Finding {
         }
         None => Finding {
             owner: Owner::default(),
-            rule: rule::UNKNOWN_CONTEXT,
+            rule: rule::UNOWNED_CONTEXT,
         },
     }
 }
 
+/// Notes whose a context is. Addresses are used again at once, so the entry is
+/// mostly there already; no other thread looks at it, as the context is this
+/// thread's own until the program returns.
 #[inline(always)]
-fn set_owner(pid: u32, context: u64, owner: Owner, rule: u8) {
+fn set_owner(pid: u32, target: &Target, context: u64, owner: Owner, rule: u8) {
     let key = ContextKey {
         context,
         pid,
-        pad: 0,
+        epoch: target.epoch,
     };
     let value = ContextOwner {
         owner,
         rule: u32::from(rule),
         pad: 0,
     };
-    if CONTEXTS.insert(key, &value, 0).is_err() {
+    if let Some(entry) = CONTEXTS.get_ptr_mut(key) {
+        // SAFETY: the map's values outlive the program run.
+        unsafe { *entry = value };
+        return;
+    }
+    if owner.conn != 0 && CONTEXTS.insert(key, &value, 0).is_err() {
         count(Counter::ContextTableRefused);
-        // An older entry must not speak for this context.
-        let _absent = CONTEXTS.remove(key);
     }
 }

@@ -87,8 +87,9 @@ pub(crate) struct ContextKey {
     pub(crate) context: u64,
     /// Process id.
     pub(crate) pid: u32,
-    /// Zero.
-    pub(crate) pad: u32,
+    /// `Target::epoch` at the time of writing: what was noted before a pause
+    /// is not found any more.
+    pub(crate) epoch: u32,
 }
 
 /// Value of [`CONTEXTS`].

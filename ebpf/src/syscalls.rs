@@ -46,14 +46,10 @@ pub(crate) fn enter(regs: u64, number: i64) {
             let Some(pid_tgid) = target_thread() else {
                 return;
             };
-            let Some(call) = arch::syscall_regs(regs) else {
+            let Some([first, second, ..]) = arch::args(regs) else {
                 return;
             };
-            let fd = if number == nr::CLOSE {
-                call.args[0]
-            } else {
-                call.args[1]
-            };
+            let fd = if number == nr::CLOSE { first } else { second };
             connections::close((pid_tgid >> 32) as u32, fd as i32);
         }
         _ => {}
@@ -66,15 +62,20 @@ pub(crate) fn exit(regs: u64, result: i64) {
     if result < 0 && result != EINPROGRESS {
         return;
     }
+    let Some(number) = arch::number(regs) else {
+        return;
+    };
+    if !matters(number) {
+        return;
+    }
     let Some(pid_tgid) = target_thread() else {
         return;
     };
-    let Some(call) = arch::syscall_regs(regs) else {
+    let Some([first, second, third, fourth]) = arch::args(regs) else {
         return;
     };
-    let [first, second, third, fourth] = call.args;
     let fd = first as i32;
-    let (way, source) = match call.number {
+    let (way, source) = match number {
         nr::RECVFROM if fourth & MSG_PEEK != 0 => return,
         nr::RECVMSG if third & MSG_PEEK != 0 => return,
         nr::READ | nr::RECVFROM => (direction::RECEIVED, Source::Buffer(second)),
@@ -82,7 +83,7 @@ pub(crate) fn exit(regs: u64, result: i64) {
         nr::READV => (direction::RECEIVED, Source::Vector(second, third)),
         nr::WRITEV => (direction::SENT, Source::Vector(second, third)),
         nr::RECVMSG | nr::SENDMSG => {
-            let way = if call.number == nr::SENDMSG {
+            let way = if number == nr::SENDMSG {
                 direction::SENT
             } else {
                 direction::RECEIVED
@@ -111,6 +112,32 @@ pub(crate) fn exit(regs: u64, result: i64) {
     }
 }
 
+/// Whether the exit of this system call is looked at. Most are not, and every
+/// system call of the machine comes by.
+#[inline(always)]
+fn matters(number: i64) -> bool {
+    matches!(
+        number,
+        nr::READ
+            | nr::WRITE
+            | nr::READV
+            | nr::WRITEV
+            | nr::RECVFROM
+            | nr::SENDTO
+            | nr::RECVMSG
+            | nr::SENDMSG
+            | nr::SENDFILE
+            | nr::ACCEPT
+            | nr::ACCEPT4
+            | nr::CONNECT
+            | nr::LISTEN
+            | nr::DUP
+            | nr::DUP2
+            | nr::DUP3
+            | nr::FCNTL
+    )
+}
+
 /// `pid_tgid` of the current thread if its process is a target.
 #[inline(always)]
 fn target_thread() -> Option<u64> {
@@ -126,14 +153,14 @@ fn wait(regs: u64, number: i64) {
     let Some(pid_tgid) = target_thread() else {
         return;
     };
-    let Some(call) = arch::syscall_regs(regs) else {
+    let Some(args) = arch::args(regs) else {
         return;
     };
     let epoll = !matches!(number, nr::POLL | nr::PPOLL | nr::SELECT | nr::PSELECT6);
     let several = match number {
-        nr::POLL | nr::PPOLL => call.args[1] > 1,
-        nr::SELECT | nr::PSELECT6 => selects_several(&call),
-        _ => call.args[2] > 1,
+        nr::POLL | nr::PPOLL => args[1] > 1,
+        nr::SELECT | nr::PSELECT6 => selects_several(args),
+        _ => args[2] > 1,
     };
     if several && let Some(thread) = threads::entry(pid_tgid) {
         threads::waits(thread, epoll);
@@ -144,8 +171,8 @@ fn wait(regs: u64, number: i64) {
 ///
 /// Without a branch per word: the verifier would follow every combination.
 #[inline(always)]
-fn selects_several(call: &arch::SyscallRegs) -> bool {
-    let [descriptors, sets @ ..] = call.args;
+fn selects_several(args: [u64; 4]) -> bool {
+    let [descriptors, sets @ ..] = args;
     if descriptors > SELECT_WORDS as u64 * 64 {
         return true;
     }

@@ -13,6 +13,8 @@ pub mod target_flag {
     /// the end of its head, on an event loop that reads outside any context
     /// (uvicorn on uvloop).
     pub const TASK_AFTER_READ: u32 = 4;
+    /// Probes see every context that is copied or created in the process.
+    pub const LINEAGE: u32 = 8;
 }
 
 /// A traced process: value of `TARGETS`, keyed by process id.
@@ -42,6 +44,11 @@ pub struct Target {
     pub uv_handle: u32,
     /// Offset of `io_watcher.fd` in libuv's `uv_stream_t`, bytes.
     pub uv_fd: u32,
+    /// Part of the key of every context; raised when lineage was not followed
+    /// for a while, as addresses were used again unseen.
+    pub epoch: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Offsets in kernel structures, taken from the running kernel's BTF by the

@@ -65,11 +65,9 @@ pub mod rule {
     pub const QUEUED: u8 = 4;
     /// As [`QUEUED`] with a link inferred as in [`CONTEXT_AFTER_READ`].
     pub const QUEUED_AFTER_READ: u8 = 5;
-    /// No owner: the context is known and belongs to no request.
+    /// No owner: the context descends from no request that was seen (it is
+    /// older than the attach, evicted, or background work's).
     pub const UNOWNED_CONTEXT: u8 = 16;
-    /// No owner: the context was never seen being copied (older than the
-    /// attach, or evicted).
-    pub const UNKNOWN_CONTEXT: u8 = 17;
     /// No owner: an event loop's thread outside any context.
     pub const EVENT_LOOP: u8 = 18;
     /// No owner: the thread has read no request.
