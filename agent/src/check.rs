@@ -119,6 +119,19 @@ impl Privileges {
         }
     }
 
+    /// Names of the capabilities that tracing needs and that are not held.
+    pub fn lacking(&self) -> Vec<&'static str> {
+        NEEDS
+            .iter()
+            .filter(|need| need.otherwise == State::Missing && !self.meets(need))
+            .map(|need| need.name)
+            .collect()
+    }
+
+    fn meets(&self, need: &Need) -> bool {
+        self.has(need.capability) || need.in_sys_admin && self.has(capability::SYS_ADMIN)
+    }
+
     fn has(&self, capability: u32) -> bool {
         self.capabilities >> capability & 1 != 0
     }
@@ -633,6 +646,15 @@ mod tests {
             ],
         );
         without(&[SYS_PTRACE], &[("CAP_SYS_PTRACE", missing)]);
+        let nobody = Privileges {
+            capabilities: 0,
+            ..root()
+        };
+        assert_eq!(
+            nobody.lacking(),
+            ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE"]
+        );
+        assert!(root().lacking().is_empty());
         without(&[DAC_READ_SEARCH], &[("CAP_DAC_READ_SEARCH", State::Warn)]);
         let contained = Privileges {
             initial_user_namespace: false,

@@ -1,5 +1,7 @@
-//! The command line.
+//! The command line: what can be asked for, the help, and how errors are
+//! worded.
 
+use std::error::Error;
 use std::ffi::OsString;
 
 use clap::{Parser, Subcommand};
@@ -11,19 +13,32 @@ use crate::config::ExportArgs;
 /// Shows traces on the terminal, or sends them over OTLP when an endpoint is
 /// configured by flag or by the OTEL_EXPORTER_OTLP_* variables.
 #[derive(Debug, Parser)]
-#[command(name = "otel-ebpf", version, arg_required_else_help = true)]
+#[command(
+    name = "otel-ebpf",
+    version,
+    arg_required_else_help = true,
+    after_help = EXAMPLES,
+    after_long_help = LONG_NOTES
+)]
 pub struct Options {
     /// Process to trace, with its future children; may be repeated
-    #[arg(long, value_name = "PID")]
+    #[arg(long, value_name = "PID", value_parser = process_id, help_heading = TRACING)]
     pub pid: Vec<u32>,
-    /// Print the counters once a second
-    #[arg(long)]
-    pub stats: bool,
     /// Size of the ring between kernel and agent, in MiB: a power of two
-    #[arg(long, value_name = "MIB", default_value_t = 8)]
+    #[arg(
+        long,
+        value_name = "MIB",
+        default_value_t = 8,
+        value_parser = ring_size,
+        help_heading = TRACING
+    )]
     pub ring_size: u32,
-    /// Show what the kernel side logs (rare facts, for debugging)
-    #[arg(long)]
+    /// Print the counters to standard error once a second
+    #[arg(long, help_heading = TRACING)]
+    pub stats: bool,
+    /// Show what the kernel side logs (rare facts, for debugging; needs
+    /// OTEL_LOG_LEVEL=debug)
+    #[arg(long, help_heading = TRACING)]
     pub kernel_log: bool,
     /// Load every BPF program, print what the verifier counted, and end
     #[arg(long, hide = true)]
@@ -40,15 +55,21 @@ pub struct Options {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Start a command and trace it from its first request
+    ///
+    /// The command gets this terminal, the agent's environment and its
+    /// signals (SIGINT and SIGTERM are passed on), and its exit code becomes
+    /// the agent's. Options of the agent stand before "run".
     Run {
         /// The command and its arguments
         #[arg(required = true, last = true, value_name = "CMD")]
         command: Vec<OsString>,
     },
     /// Say what this host and these privileges allow and what is missing
+    ///
+    /// Ends with code 0 if tracing is possible, with 1 if it is not.
     Check {
         /// Also look at this process
-        #[arg(long, value_name = "PID")]
+        #[arg(long, value_name = "PID", value_parser = process_id)]
         pid: Option<u32>,
     },
     /// Stop, and become the command once continued
@@ -65,20 +86,13 @@ impl Options {
     /// code 2.
     pub fn from_command_line() -> Self {
         let options = Self::parse();
-        let nothing = options.pid.is_empty() && options.command.is_none() && !options.load_only;
-        let wrong = if nothing {
-            Some("nothing to trace: give --pid PID, or run -- CMD".to_owned())
-        } else if options.pid.contains(&0) {
-            Some("--pid 0 is no process".to_owned())
-        } else if !options.ring_size.is_power_of_two() || options.ring_size > 1024 {
-            Some("--ring-size must be a power of two, at most 1024".to_owned())
-        } else {
-            None
-        };
-        if let Some(wrong) = wrong {
+        if options.pid.is_empty() && options.command.is_none() && !options.load_only {
             use clap::CommandFactory as _;
             Self::command()
-                .error(clap::error::ErrorKind::ValueValidation, wrong)
+                .error(
+                    clap::error::ErrorKind::MissingRequiredArgument,
+                    "nothing to trace: give --pid PID, or run -- CMD",
+                )
                 .exit();
         }
         options
@@ -87,5 +101,123 @@ impl Options {
     /// Size of the event ring, bytes.
     pub fn ring_bytes(&self) -> u32 {
         self.ring_size.saturating_mul(1024 * 1024)
+    }
+}
+
+/// An error with its causes, for the operator.
+///
+/// Many errors repeat their cause in their own message; such a cause is not
+/// told twice.
+pub fn explain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        if !text.contains(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Largest ring, MiB.
+const MAX_RING: u32 = 1024;
+
+const TRACING: &str = "Tracing";
+
+const EXAMPLES: &str = "\
+Examples:
+  otel-ebpf --pid 4242                   trace a running service, on the terminal
+  otel-ebpf run -- gunicorn shop:app     start a service and trace it
+  otel-ebpf --otlp-endpoint http://localhost:4318 --pid 4242
+                                         send its spans to a collector
+  otel-ebpf check --pid 4242             say what would be in the way
+";
+
+const LONG_NOTES: &str = "\
+Examples:
+  otel-ebpf --pid 4242
+          Trace a running service and its future children, on the terminal
+  otel-ebpf run -- gunicorn --workers 4 shop:app
+          Start a service and trace it from its first request
+  otel-ebpf --otlp-endpoint http://localhost:4318 --pid 4242 --pid 4243
+          Send the spans of two services to a collector
+  otel-ebpf --otlp-file - --pid 4242 | jq .
+          Print spans as OTLP JSON lines
+  otel-ebpf check --pid 4242
+          Say what this host allows, and what would be in the way
+
+Environment:
+  A flag wins over its variable. Of OTEL_EXPORTER_OTLP_*, the form
+  OTEL_EXPORTER_OTLP_TRACES_* wins over the one for all signals. Without
+  flags:
+  OTEL_ATTRIBUTE_COUNT_LIMIT, OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT
+          Attributes of a span; further ones are dropped
+  OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT, OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT
+          Characters of a text; further ones are cut off
+  OTEL_LOG_LEVEL
+          What the agent logs: none, error, warn (default), info, debug, trace
+
+  The traced process's own environment names its service: OTEL_SERVICE_NAME
+  and OTEL_RESOURCE_ATTRIBUTES. With OTEL_SDK_DISABLED=true or
+  OTEL_TRACES_EXPORTER=none there, it is not traced.
+
+Exit codes:
+  0 as asked, 1 failure, 2 wrong usage; \"run\" passes on its command's own
+";
+
+fn process_id(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(0) => Err("0 is no process".to_owned()),
+        Ok(pid) => Ok(pid),
+        Err(_) => Err("a process id is a whole number from 1 upwards".to_owned()),
+    }
+}
+
+fn ring_size(text: &str) -> Result<u32, String> {
+    text.parse()
+        .ok()
+        .filter(|size: &u32| size.is_power_of_two() && *size <= MAX_RING)
+        .ok_or_else(|| format!("it must be a power of two, at most {MAX_RING}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory as _;
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_are_checked() {
+        assert_eq!(process_id("42"), Ok(42));
+        for wrong in ["0", "-1", "4294967296", "x", ""] {
+            assert!(process_id(wrong).is_err(), "{wrong:?}");
+        }
+        assert_eq!(ring_size("16"), Ok(16));
+        for wrong in ["0", "3", "2048", "x"] {
+            assert!(ring_size(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("outer: {source}")]
+        struct Outer {
+            source: Inner,
+        }
+        #[derive(Debug, thiserror::Error)]
+        #[error("inner")]
+        struct Inner(#[source] std::io::Error);
+        let error = Outer {
+            source: Inner(std::io::Error::other("root")),
+        };
+        assert_eq!(explain(&error), "outer: inner: root");
     }
 }

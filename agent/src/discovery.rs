@@ -32,6 +32,8 @@ const RETRY: Duration = Duration::from_millis(50);
 /// How long a process may take to become a Python process, and how long its
 /// modules are looked at again while it starts.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a process may run something else until the operator is told.
+const SILENCE: Duration = Duration::from_secs(5);
 
 counters! {
     /// Counters of `discovery`.
@@ -45,6 +47,9 @@ counters! {
         /// Connections older than the attach that were left out: too many, or
         /// closed meanwhile.
         unseeded => "discovery.dropped.connections",
+        /// Processes that asked for no traces in their environment, and were
+        /// left alone when they began another program.
+        unwanted => "discovery.unwanted",
         /// Processes whose Python could not be read: sockets only.
         without_python => "discovery.without_python",
         /// Processes whose contexts were no longer followed, as they made no
@@ -97,6 +102,20 @@ pub enum AttachError {
     },
 }
 
+impl AttachError {
+    /// Whether a capability would have prevented it.
+    pub fn is_for_want_of_rights(&self) -> bool {
+        match self {
+            Self::Process(error) => matches!(error, ProcessError::NotPermitted { .. }),
+            Self::Memory { source, .. } => {
+                matches!(source, remote::ProcessError::PermissionDenied(_))
+            }
+            Self::Probe { .. } => true,
+            Self::Interpreter { .. } | Self::Unwanted { .. } => false,
+        }
+    }
+}
+
 /// Requests that a process serves without a call of its own before its
 /// contexts are no longer followed: lineage costs it some microseconds a
 /// request and would tell nothing.
@@ -134,6 +153,8 @@ struct Tracee {
     /// Until when it is looked at again, as it may still be starting.
     until: Option<Instant>,
     next_look: Instant,
+    /// When to tell the operator that no Python was found yet.
+    tell: Option<Instant>,
 }
 
 /// What the pipeline must know of a change.
@@ -242,6 +263,7 @@ impl Discovery {
             lineage: Lineage::Never,
             until: None,
             next_look: Instant::now(),
+            tell: None,
         };
         self.stats.processes.one();
         self.tracees.insert(child, tracee);
@@ -286,13 +308,23 @@ impl Discovery {
         let Some(tracee) = self.tracees.get_mut(&pid) else {
             return changes;
         };
-        tracee.settings = TargetSettings::new(&info.environment);
+        tracee.settings = match wanted(pid, &info) {
+            Ok(settings) => settings,
+            Err(unwanted) => {
+                self.tracees.remove(&pid);
+                probes.remove_target(pid);
+                self.stats.unwanted.one();
+                changes.messages.push(unwanted.to_string());
+                return changes;
+            }
+        };
         tracee.service = derive_service_name(&info);
         tracee.interpreter = None;
         tracee.target = Target::default();
         tracee.lineage = Lineage::Never;
         tracee.until = Some(now + PATIENCE);
         tracee.next_look = now;
+        tracee.tell = Some(now + SILENCE);
         self.look(pid, probes, &mut changes);
         changes
     }
@@ -332,9 +364,21 @@ impl Discovery {
                         self.stats.without_python.one();
                     }
                 }
+                let silent = tracee.tell.is_some_and(|tell| tell <= now);
+                if silent || tracee.interpreter.is_some() {
+                    tracee.tell = None;
+                }
+                if silent && tracee.interpreter.is_none() {
+                    changes.messages.extend(no_python(pid));
+                }
             }
         }
         changes
+    }
+
+    /// Whether the process is traced.
+    pub fn traces(&self, pid: u32) -> bool {
+        self.tracees.contains_key(&pid)
     }
 
     /// Takes note of what a process did: its contexts are followed for as
@@ -411,6 +455,7 @@ impl Discovery {
                 lineage: Lineage::Never,
                 until: Some(now + PATIENCE),
                 next_look: now + RETRY,
+                tell: Some(now + SILENCE),
             },
         );
         Ok(())
@@ -693,6 +738,16 @@ fn tell(pid: u32, target: &Target, probes: &mut Probes) {
 
 fn open(pid: u32) -> Result<Process, AttachError> {
     Process::open(pid).map_err(|source| AttachError::Memory { pid, source })
+}
+
+/// Why a process has no interpreter yet, for the operator.
+fn no_python(pid: u32) -> Option<String> {
+    let name = ProcessInfo::read(pid).ok()?;
+    let reason = Interpreter::find(&open(pid).ok()?).err()?;
+    Some(format!(
+        "no Python in process {pid} ({}) so far: {reason}; its children are followed",
+        name.executable_name()
+    ))
 }
 
 /// Errors with which sockets can be traced all the same.

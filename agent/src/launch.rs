@@ -4,21 +4,36 @@
 //! The command is started through this program itself ([`exec`]), which stops
 //! before it becomes the command, until the agent has made it a target.
 
+use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitCode};
 
 use anyhow::Context as _;
-use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, waitpid};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, kill_process, set_parent_process_death_signal, waitpid,
+};
 
 /// The hidden subcommand that [`exec`] serves.
 pub const SUBCOMMAND: &str = "__exec";
 
-/// A command started by [`Launched::start`].
+/// A command started by [`Launched::start`]; one that was never let go does
+/// not outlive it.
 pub struct Launched {
-    child: std::cell::RefCell<Child>,
+    child: RefCell<Child>,
     pid: Pid,
+    waits: Cell<bool>,
+}
+
+/// Exit codes of a command that could not be started, as shells have them.
+mod code {
+    /// There is such a file, and it cannot be executed.
+    pub(super) const NOT_EXECUTABLE: u8 = 126;
+    /// There is no such command.
+    pub(super) const NOT_FOUND: u8 = 127;
+    /// Something else failed.
+    pub(super) const FAILURE: u8 = 1;
 }
 
 impl Launched {
@@ -39,8 +54,9 @@ impl Launched {
             _ => anyhow::bail!("the command ended before it began"),
         }
         Ok(Self {
-            child: std::cell::RefCell::new(child),
+            child: RefCell::new(child),
             pid,
+            waits: Cell::new(true),
         })
     }
 
@@ -51,7 +67,14 @@ impl Launched {
 
     /// Lets it go.
     pub fn go(&self) -> io::Result<()> {
+        self.waits.set(false);
         Ok(kill_process(self.pid, Signal::CONT)?)
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        // What cannot be waited for is not there any more.
+        !matches!(self.child.borrow_mut().try_wait(), Ok(None))
     }
 
     /// Asks it to end.
@@ -65,7 +88,7 @@ impl Launched {
     pub fn finish(self) -> anyhow::Result<ExitCode> {
         let status = self
             .child
-            .into_inner()
+            .borrow_mut()
             .wait()
             .context("cannot wait for the command")?;
         let code = match (status.code(), status.signal()) {
@@ -78,12 +101,41 @@ impl Launched {
     }
 }
 
-/// Becomes the command, once somebody continues us.
-pub fn exec(command: &[OsString]) -> anyhow::Result<ExitCode> {
+impl Drop for Launched {
+    fn drop(&mut self) {
+        if self.waits.get()
+            && let Err(error) = self.child.get_mut().kill()
+        {
+            tracing::debug!(%error, "the command has ended already");
+        }
+    }
+}
+
+/// Becomes the command, once somebody continues us; returns only if that
+/// fails, with the exit code to end with.
+pub fn exec(command: &[OsString]) -> (anyhow::Error, u8) {
     let Some((program, arguments)) = command.split_first() else {
-        anyhow::bail!("no command");
+        return (anyhow::anyhow!("no command"), code::FAILURE);
     };
-    kill_process(getpid(), Signal::STOP).context("cannot stop")?;
+    if let Err(error) = stop() {
+        return (error, code::FAILURE);
+    }
     let error = Command::new(program).args(arguments).exec();
-    Err(error).with_context(|| format!("cannot run {}", program.to_string_lossy()))
+    let code = match error.kind() {
+        io::ErrorKind::NotFound => code::NOT_FOUND,
+        _ => code::NOT_EXECUTABLE,
+    };
+    let error = anyhow::Error::new(error);
+    (
+        error.context(format!("cannot run {}", program.to_string_lossy())),
+        code,
+    )
+}
+
+/// Stops until somebody continues us. If the agent dies meanwhile, nobody
+/// will: so do we.
+fn stop() -> anyhow::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL)).context("cannot follow the agent")?;
+    kill_process(getpid(), Signal::STOP).context("cannot stop")?;
+    set_parent_process_death_signal(None).context("cannot leave the agent")
 }

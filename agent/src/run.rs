@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use crate::assemble::{Assembler, Ids, UnixTime};
 use crate::batch::{Processor, Sender};
 use crate::check::{self, Trials};
-use crate::cli::{Command, Options};
+use crate::cli::{Command, Options, explain};
 use crate::clock::{Adjustment, Clock};
 use crate::config::ExportConfig;
 use crate::discovery::{Changes, Discovery, Traffic};
@@ -149,7 +149,11 @@ impl Agent {
         self.probes.attach()?;
         let mut seen = HashSet::new();
         for &pid in options.pid.iter().filter(|&&pid| seen.insert(pid)) {
-            let changes = self.discovery.attach(pid, &mut self.probes)?;
+            let attached = self.discovery.attach(pid, &mut self.probes);
+            let changes = attached.map_err(|error| match error.is_for_want_of_rights() {
+                true => error_with_rights(error.into()),
+                false => error.into(),
+            })?;
             self.apply(changes);
         }
         let Some(Command::Run { command }) = &options.command else {
@@ -187,7 +191,9 @@ impl Agent {
             if full {
                 continue;
             }
-            if self.discovery.is_empty() {
+            // A command may run on untraced; it is waited for, and gets our
+            // signals.
+            if self.discovery.is_empty() && launched.is_none_or(Launched::has_ended) {
                 say("otel-ebpf: every traced process has ended");
                 return Ok(());
             }
@@ -224,7 +230,11 @@ impl Agent {
                 kind::EXEC => {
                     forked.retain(|&pid| pid != process.pid);
                     pipeline.disconnect(process.pid, process.at, probes);
-                    discovery.executed(process.pid, probes)
+                    let changes = discovery.executed(process.pid, probes);
+                    if !discovery.traces(process.pid) {
+                        pipeline.assembler.process_gone(process.pid);
+                    }
+                    changes
                 }
                 kind::EXIT => {
                     forked.retain(|&pid| pid != process.pid);
@@ -493,14 +503,30 @@ impl Summary {
     }
 }
 
-/// Loads the kernel side.
+/// Loads the kernel side; names the rights that are lacking if it fails.
 fn load(options: &Options) -> anyhow::Result<Probes> {
+    load_programs(options).map_err(error_with_rights)
+}
+
+fn load_programs(options: &Options) -> anyhow::Result<Probes> {
     let settings = ProbeSettings {
         offsets: kernel::offsets()?,
         ring_bytes: options.ring_bytes(),
         kernel_log: options.kernel_log,
     };
     Ok(Probes::load(&settings)?)
+}
+
+/// Names the rights that are lacking, where that is why something failed.
+fn error_with_rights(error: anyhow::Error) -> anyhow::Error {
+    let lacking = check::Privileges::read().lacking();
+    if lacking.is_empty() {
+        return error;
+    }
+    error.context(format!(
+        "lacking {}: run it as root, or see `otel-ebpf check`",
+        lacking.join(", ")
+    ))
 }
 
 /// Loads every program and prints what the verifier made of it.
@@ -519,9 +545,9 @@ fn load_only(options: &Options) -> anyhow::Result<ExitCode> {
 fn check(options: &Options, pid: Option<u32>) -> anyhow::Result<ExitCode> {
     let trials = Trials {
         try_load: || {
-            load(options)
+            load_programs(options)
                 .map(drop)
-                .map_err(|error| format!("{error:#}"))
+                .map_err(|error| explain(error.as_ref()))
         },
         find_interpreter: |info: &ProcessInfo| {
             let process = remote::Process::open(info.pid).map_err(|error| error.to_string())?;
