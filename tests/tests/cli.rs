@@ -1,0 +1,933 @@
+//! Live tests of the command line: exit codes, messages, and an agent whose
+//! surroundings are in the way. They start the real agent on real processes.
+//!
+//! They need root, BPF and pyenv's Pythons. `OTEL_EBPF_AGENT` names the
+//! agent; otherwise the one that was built beside this test is used.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use otel_ebpf_tests::receiver::{Options, Receiver};
+
+/// How long anything may take before a test fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Prints a line and waits until its input ends; for any Python.
+const IDLE: &str = "import sys\nsys.stdout.write('up\\n')\nsys.stdout.flush()\nsys.stdin.read()\n";
+
+/// Prints its port and answers every GET.
+const SERVER: &str = r#"
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+    def log_message(self, *arguments):
+        pass
+server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"#;
+
+// === the agent ===
+
+fn agent_path() -> PathBuf {
+    if let Some(path) = std::env::var_os("OTEL_EBPF_AGENT") {
+        return path.into();
+    }
+    let test = std::env::current_exe().expect("this test's path");
+    let profile = test.parent().and_then(Path::parent).expect("deps");
+    let path = profile.join("otel-ebpf");
+    assert!(path.exists(), "build the agent first: {}", path.display());
+    path
+}
+
+fn agent(arguments: &[&str]) -> Command {
+    let mut command = Command::new(agent_path());
+    command.args(arguments);
+    without_settings(&mut command);
+    command
+}
+
+/// Settings of whoever runs the tests are not the agent's.
+fn without_settings(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("OTEL_") {
+            command.env_remove(name);
+        }
+    }
+}
+
+/// Lines that a thread reads as they come.
+#[derive(Clone, Default)]
+struct Lines(Arc<(Mutex<(Vec<String>, bool)>, Condvar)>);
+
+impl Lines {
+    fn read(from: impl Read + Send + 'static) -> Self {
+        let lines = Self::default();
+        let into = lines.clone();
+        std::thread::spawn(move || {
+            let (state, changed) = &*into.0;
+            for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                state
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
+                    .push(line);
+                changed.notify_all();
+            }
+            state.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
+            changed.notify_all();
+        });
+        lines
+    }
+
+    /// Waits for the end and returns everything.
+    fn all(&self) -> String {
+        self.wait(|(_, ended)| ended.then_some(()));
+        self.so_far().join("\n")
+    }
+
+    fn so_far(&self) -> Vec<String> {
+        let (state, _) = &*self.0;
+        state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .clone()
+    }
+
+    /// Waits for a line that contains `part`.
+    fn line_with(&self, part: &str) -> String {
+        self.wait(|(lines, ended)| {
+            let found = lines.iter().find(|line| line.contains(part)).cloned();
+            assert!(
+                found.is_some() || !ended,
+                "ended without {part:?}: {lines:#?}"
+            );
+            found
+        })
+    }
+
+    fn wait<T>(&self, mut until: impl FnMut(&(Vec<String>, bool)) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let (state, changed) = &*self.0;
+        let mut guard = state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(found) = until(&guard) {
+                return found;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "too late; so far: {:#?}", guard.0);
+            guard = changed
+                .wait_timeout(guard, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+}
+
+/// A running program whose output is read; killed when dropped.
+struct Program {
+    child: Child,
+    out: Lines,
+    err: Lines,
+}
+
+/// A program that ended.
+#[derive(Debug)]
+struct Ended {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Program {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        Self {
+            out: Lines::read(child.stdout.take().expect("piped")),
+            err: Lines::read(child.stderr.take().expect("piped")),
+            child,
+        }
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it to end.
+    fn terminate(&self) {
+        let sent = Command::new("kill").arg(self.pid().to_string()).status();
+        assert!(sent.expect("kill").success());
+    }
+
+    /// Waits for its end.
+    fn ended(mut self) -> Ended {
+        let mut code = None;
+        wait_until("the program's end", || {
+            let status = self.child.try_wait().expect("waits");
+            code = status.and_then(|status| status.code());
+            status.is_some()
+        });
+        Ended {
+            code,
+            out: self.out.all(),
+            err: self.err.all(),
+        }
+    }
+
+    fn rss_kib(&self) -> u64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+            .expect("VmRSS")
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "too late: {what}");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+/// Runs the agent to its end.
+fn run(arguments: &[&str]) -> Ended {
+    Program::start(&mut agent(arguments)).ended()
+}
+
+/// The agent must end with this code and say all of these.
+#[track_caller]
+fn refuses(ended: &Ended, code: i32, parts: &[&str]) {
+    assert_eq!(ended.code, Some(code), "{ended:#?}");
+    for part in parts {
+        assert!(ended.err.contains(part), "no {part:?} in {ended:#?}");
+    }
+    assert!(!ended.err.contains("panicked"), "{ended:#?}");
+}
+
+/// The value of a counter in the summary; 0 where it is not named.
+fn counter(err: &str, name: &str) -> u64 {
+    let summary = err
+        .lines()
+        .rfind(|line| line.contains("summary lost="))
+        .unwrap_or_else(|| panic!("no summary in {err}"));
+    summary
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+        .map_or(0, |value| value.parse().expect("a number"))
+}
+
+// === what is traced ===
+
+/// The Python of a pyenv version such as `3.12`, or `None` if it is missing
+/// and that is allowed.
+#[expect(clippy::print_stderr, reason = "a test that is skipped must say so")]
+fn pyenv(series: &str) -> Option<PathBuf> {
+    let versions = PathBuf::from(std::env::var_os("HOME").expect("HOME")).join(".pyenv/versions");
+    let found = std::fs::read_dir(&versions)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .find(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            name.strip_prefix(series)
+                .is_some_and(|rest| rest.starts_with('.'))
+        });
+    if found.is_none() {
+        let allowed =
+            std::env::var_os("OTEL_EBPF_ALLOW_MISSING_PYTHONS").is_some_and(|it| it == "1");
+        assert!(allowed, "missing: Python {series} in {versions:?}");
+        eprintln!("skipped, missing: Python {series}");
+    }
+    found.map(|entry| entry.path().join("bin/python"))
+}
+
+/// A Python that is traced.
+fn python() -> PathBuf {
+    match std::env::var_os("OTEL_EBPF_PYTHON") {
+        Some(path) => path.into(),
+        None => pyenv("3.12").expect("Python 3.12"),
+    }
+}
+
+/// A Python that waits until it is dropped.
+fn idle(python: &Path, settings: &[(&str, &str)]) -> Program {
+    let mut command = Command::new(python);
+    command.args(["-c", IDLE]);
+    without_settings(&mut command);
+    command.envs(settings.iter().copied());
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("Python");
+    let program = Program {
+        out: Lines::read(child.stdout.take().expect("piped")),
+        err: Lines::read(child.stderr.take().expect("piped")),
+        child,
+    };
+    program.out.line_with("up");
+    program
+}
+
+/// Lets an idle Python end.
+fn let_go(program: &mut Program) {
+    drop(program.child.stdin.take());
+}
+
+/// A service and its port.
+fn server() -> (Program, u16) {
+    let mut command = Command::new(python());
+    command.args(["-c", SERVER]);
+    without_settings(&mut command);
+    let program = Program::start(&mut command);
+    let port = program.out.line_with("").parse().expect("a port");
+    (program, port)
+}
+
+/// One request; how long the answer took.
+fn request(port: u16) -> Duration {
+    let began = Instant::now();
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connects");
+    stream.set_read_timeout(Some(PATIENCE)).expect("set");
+    stream
+        .write_all(b"GET /items HTTP/1.1\r\nhost: test\r\n\r\n")
+        .expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answered");
+    assert!(answer.ends_with("\r\n\r\nok"), "{answer:?}");
+    began.elapsed()
+}
+
+// === usage ===
+
+#[test]
+fn without_arguments_there_is_help() {
+    let ended = run(&[]);
+    refuses(&ended, 2, &["Usage: otel-ebpf", "--pid <PID>", "Examples:"]);
+    assert_eq!(ended.out, "");
+}
+
+#[test]
+fn help_and_version_are_asked_for() {
+    let version = run(&["--version"]);
+    assert_eq!(
+        (version.code, version.out.as_str()),
+        (Some(0), "otel-ebpf 0.1.0")
+    );
+    let help = run(&["--help"]);
+    assert_eq!(help.code, Some(0));
+    for part in [
+        "Tracing:",
+        "Export:",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_LOG_LEVEL",
+        "Examples:",
+        "Exit codes:",
+    ] {
+        assert!(help.out.contains(part), "no {part:?} in {}", help.out);
+    }
+    for hidden in ["__exec", "load-only"] {
+        assert!(!help.out.contains(hidden), "{hidden}");
+    }
+    assert!(run(&["run", "--help"]).out.contains("exit code"));
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_says_what_is_wrong() {
+    for (arguments, part) in [
+        (&["--bogus"][..], "--bogus"),
+        (&["--stats"], "nothing to trace: give --pid PID"),
+        (&["--pid"], "a value is required for '--pid"),
+        (&["--pid", "abc"], "a process id is a whole number"),
+        (&["--pid", "0"], "0 is no process"),
+        (&["--pid", "1", "--ring-size", "3"], "a power of two"),
+        (&["--pid", "1", "--ring-size", "4096"], "at most 1024"),
+        (
+            &["--pid", "1", "--otlp-endpoint", "ftp://x"],
+            "\"ftp://x\" for --otlp-endpoint: its scheme must be http or https",
+        ),
+        (
+            &["--pid", "1", "--otlp-protocol", "json"],
+            "http/protobuf, grpc",
+        ),
+        (&["--pid", "1", "--otlp-compression", "xz"], "gzip"),
+        (
+            &["--pid", "1", "--traces-exporter", "jaeger"],
+            "--traces-exporter",
+        ),
+        (
+            &["--pid", "1", "--bsp-max-queue-size", "0"],
+            "--bsp-max-queue-size",
+        ),
+        (&["run"], "<CMD>..."),
+        (&["check", "--pid", "x"], "a process id is a whole number"),
+    ] {
+        refuses(&run(arguments), 2, &[part]);
+    }
+    // Headers hold secrets: they are not repeated.
+    let ended = run(&["--pid", "1", "--otlp-headers", "s3cret"]);
+    refuses(&ended, 2, &["--otlp-headers: header 1 has no \"=\""]);
+    assert!(!ended.err.contains("s3cret"));
+}
+
+#[test]
+fn variables_that_are_wrong_warn_once_and_leave_the_default() {
+    let mut command = agent(&["--otlp-file", "/dev/null", "run", "--", "/bin/true"]);
+    let wrong = [
+        ("OTEL_BSP_SCHEDULE_DELAY", "soon"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "-1"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "pigeon"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "xz"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "1s"),
+        ("OTEL_ATTRIBUTE_COUNT_LIMIT", "many"),
+        ("OTEL_LOG_LEVEL", "loud"),
+    ];
+    let ended = Program::start(command.envs(wrong)).ended();
+    refuses(&ended, 0, &[]);
+    for (name, value) in wrong {
+        let lines: Vec<_> = ended.err.lines().filter(|it| it.contains(name)).collect();
+        assert_eq!(lines.len(), 1, "{name}: {ended:#?}");
+        assert!(lines[0].contains(value) && lines[0].contains("ignored"));
+    }
+    assert!(
+        !ended.err.contains('\u{1b}'),
+        "colors off a terminal: {ended:#?}"
+    );
+}
+
+// === what cannot be traced ===
+
+#[test]
+fn what_is_no_process_to_trace_is_said_plainly() {
+    refuses(
+        &run(&["--pid", "4194303"]),
+        1,
+        &["there is no process 4194303"],
+    );
+    // kthreadd.
+    refuses(&run(&["--pid", "2"]), 1, &["process 2 is a kernel thread"]);
+
+    let mut threaded = Command::new(python());
+    threaded.args([
+        "-c",
+        "import threading, time\n\
+         thread = threading.Thread(target=time.sleep, args=(600,), daemon=True)\n\
+         thread.start()\n\
+         print(thread.native_id, flush=True)\n\
+         time.sleep(600)",
+    ]);
+    let threaded = Program::start(&mut threaded);
+    let thread = threaded.out.line_with("");
+    refuses(
+        &run(&["--pid", &thread]),
+        1,
+        &[&format!(
+            "{thread} is a thread of process {}",
+            threaded.pid()
+        )],
+    );
+
+    let sleep = Program::start(Command::new("/bin/sleep").arg("600"));
+    let ended = run(&["--pid", &sleep.pid().to_string()]);
+    refuses(
+        &ended,
+        1,
+        &[&format!("process {}: not a Python process", sleep.pid())],
+    );
+    assert_eq!(
+        ended.err.matches("not a Python process").count(),
+        1,
+        "{ended:#?}"
+    );
+}
+
+#[test]
+fn other_pythons_are_named() {
+    for series in ["2.7", "3.6", "3.7"] {
+        let Some(python) = pyenv(series) else {
+            continue;
+        };
+        let old = idle(&python, &[]);
+        let ended = run(&["--pid", &old.pid().to_string()]);
+        refuses(
+            &ended,
+            1,
+            &[&format!(
+                "Python {series} is too old, the oldest supported version is 3.8"
+            )],
+        );
+    }
+
+    let directory = tempfile::tempdir().expect("tempdir");
+    let source = directory.path().join("startup.c");
+    let library = directory.path().join("libpypy3.10-c.so");
+    std::fs::write(&source, "int rpython_startup_code(void) { return 0; }\n").expect("writes");
+    let mut compile = Command::new("cc");
+    compile.args(["-shared", "-o"]).arg(&library).arg(&source);
+    assert!(compile.status().expect("cc").success());
+    let pypy = Program::start(
+        Command::new("/bin/sleep")
+            .arg("600")
+            .env("LD_PRELOAD", &library),
+    );
+    let maps = format!("/proc/{}/maps", pypy.pid());
+    wait_until("the library", || {
+        std::fs::read_to_string(&maps).is_ok_and(|maps| maps.contains("libpypy"))
+    });
+    let ended = run(&["--pid", &pypy.pid().to_string()]);
+    refuses(
+        &ended,
+        1,
+        &["the process runs PyPy, and only CPython is supported"],
+    );
+}
+
+#[test]
+fn a_process_that_asks_for_no_traces_is_refused() {
+    for setting in [
+        ("OTEL_SDK_DISABLED", "true"),
+        ("OTEL_TRACES_EXPORTER", "none"),
+    ] {
+        let quiet = idle(&python(), &[setting]);
+        let ended = run(&["--pid", &quiet.pid().to_string()]);
+        refuses(
+            &ended,
+            1,
+            &[&format!(
+                "process {} asks for no traces ({} in its environment)",
+                quiet.pid(),
+                setting.0
+            )],
+        );
+    }
+}
+
+#[test]
+fn a_target_that_ends_at_any_moment_does_no_harm() {
+    for idx in 0..20 {
+        let mut short = Program::start(Command::new(python()).args(["-S", "-c", "pass"]));
+        if idx % 2 == 0 {
+            // Ended, and not waited for: a zombie.
+            short.out.all();
+        }
+        let ended = run(&[
+            "--otlp-file",
+            "/dev/null",
+            "--pid",
+            &short.pid().to_string(),
+        ]);
+        match ended.code {
+            Some(0) => refuses(&ended, 0, &["every traced process has ended", "summary"]),
+            _ => refuses(&ended, 1, &[&short.pid().to_string()]),
+        }
+        _ = short.child.wait();
+    }
+}
+
+// === rights ===
+
+fn with_dropped(capabilities: &str, arguments: &[&str]) -> Ended {
+    let mut command = Command::new("capsh");
+    command
+        .arg(format!("--drop={capabilities}"))
+        .args(["--shell=/usr/bin/env", "--"])
+        .arg(agent_path())
+        .args(arguments);
+    without_settings(&mut command);
+    Program::start(&mut command).ended()
+}
+
+#[test]
+fn missing_rights_are_named() {
+    let idle = idle(&python(), &[]);
+    let pid = idle.pid().to_string();
+    let check = |dropped: &str, lacking: &[&str]| {
+        let checked = with_dropped(dropped, &["check"]);
+        assert_eq!(checked.code, Some(1), "{checked:#?}");
+        for name in lacking {
+            let row = checked.out.lines().find(|line| line.contains(name));
+            assert!(
+                row.is_some_and(|row| row.starts_with("missing ")),
+                "{checked:#?}"
+            );
+        }
+        let refused = with_dropped(dropped, &["--pid", &pid]);
+        let message = format!("otel-ebpf: lacking {}: run it as root", lacking.join(", "));
+        refuses(&refused, 1, &[&message]);
+    };
+    check("cap_bpf,cap_sys_admin", &["CAP_BPF"]);
+    check("cap_perfmon,cap_sys_admin", &["CAP_PERFMON"]);
+    check(
+        "cap_bpf,cap_perfmon,cap_sys_ptrace,cap_sys_admin",
+        &["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE"],
+    );
+    // CAP_SYS_ADMIN stands for the two that belong to BPF.
+    let enough = with_dropped("cap_bpf,cap_perfmon", &["check"]);
+    assert_eq!(enough.code, Some(0), "{enough:#?}");
+}
+
+#[test]
+fn check_judges_host_and_process() {
+    let host = run(&["check"]);
+    assert_eq!(host.code, Some(0), "{host:#?}");
+    for part in [
+        "ok       loading a BPF program",
+        "CAP_SYS_PTRACE",
+        "\ntracing is possible",
+    ] {
+        assert!(host.out.contains(part), "no {part:?} in {}", host.out);
+    }
+    let idle = idle(&python(), &[("OTEL_SERVICE_NAME", "orders")]);
+    let process = run(&["check", "--pid", &idle.pid().to_string()]);
+    assert_eq!(process.code, Some(0), "{process:#?}");
+    assert!(process.out.contains("CPython 3.") && process.out.contains("service name orders"));
+    let none = run(&["check", "--pid", "4194303"]);
+    assert_eq!(none.code, Some(1));
+    assert!(none.out.contains("there is no process 4194303"));
+}
+
+// === run ===
+
+#[test]
+fn run_passes_the_code_on() {
+    let file = ["--otlp-file", "/dev/null", "run", "--"];
+    let with = |command: &[&str]| run(&[&file[..], command].concat());
+    refuses(&with(&["/bin/sh", "-c", "exit 7"]), 7, &["summary lost=0"]);
+    refuses(&with(&["/bin/sh", "-c", "kill -9 $$"]), 137, &[]);
+    refuses(
+        &with(&["/no/such/program"]),
+        127,
+        &["cannot run /no/such/program: No such file or directory"],
+    );
+    refuses(&with(&["/etc/passwd"]), 126, &["cannot run /etc/passwd"]);
+    let python = python();
+    let quick = with(&[python.to_str().expect("text"), "-c", "print('said')"]);
+    refuses(&quick, 0, &["every traced process has ended"]);
+    assert_eq!(quick.out, "said");
+}
+
+#[test]
+fn run_says_when_there_is_no_python_and_passes_the_signal_on() {
+    let running = Program::start(&mut agent(&["run", "--", "/bin/sleep", "600"]));
+    let line = running.err.line_with("no Python in process");
+    assert!(
+        line.contains("(sleep) so far: not a Python process; its children are followed"),
+        "{line}"
+    );
+    running.terminate();
+    // As a shell tells of SIGTERM.
+    refuses(&running.ended(), 143, &["every traced process has ended"]);
+}
+
+#[test]
+fn run_follows_the_children_of_a_shell() {
+    let script = format!("{} -c \"$SERVER\" & wait", python().display());
+    let mut command = agent(&["--otlp-file", "/dev/null", "run", "--", "/bin/sh", "-c"]);
+    let running = Program::start(command.arg(&script).env("SERVER", SERVER));
+    let port: u16 = running.out.line_with("").parse().expect("a port");
+    running.err.line_with("Python 3.");
+    request(port);
+    let child = running.err.line_with("Python 3.");
+    let pid = child
+        .split_whitespace()
+        .find_map(|word| word.strip_suffix(':')?.parse::<u32>().ok())
+        .unwrap_or_else(|| panic!("no process in {child}"));
+    // The shell ends by the agent's signal, its child by ours.
+    running.terminate();
+    let killed = Command::new("kill").arg(pid.to_string()).status();
+    assert!(killed.expect("kill").success());
+    let ended = running.ended();
+    assert!(counter(&ended.err, "spans.server") >= 1, "{ended:#?}");
+}
+
+#[test]
+fn run_leaves_alone_what_asks_for_no_traces() {
+    for (name, value) in [
+        ("OTEL_SDK_DISABLED", "true"),
+        ("OTEL_TRACES_EXPORTER", "none"),
+    ] {
+        let mut command = agent(&["--otlp-file", "/dev/null", "run", "--", "/usr/bin/env"]);
+        command.arg(format!("{name}={value}"));
+        command.arg(python()).args(["-c", SERVER]);
+        let running = Program::start(&mut command);
+        running
+            .err
+            .line_with(&format!("asks for no traces ({name}"));
+        let port = running.out.line_with("").parse().expect("a port");
+        request(port);
+        running.terminate();
+        let ended = running.ended();
+        refuses(&ended, 143, &[]);
+        assert_eq!(counter(&ended.err, "spans.server"), 0, "{ended:#?}");
+        assert_eq!(counter(&ended.err, "discovery.unwanted"), 1, "{ended:#?}");
+    }
+}
+
+// === while tracing ===
+
+#[test]
+fn ends_well_when_every_target_has_ended() {
+    let (mut one, mut two) = (idle(&python(), &[]), idle(&python(), &[]));
+    let (first, second) = (one.pid().to_string(), two.pid().to_string());
+    let running = Program::start(&mut agent(&[
+        "--stats", "--pid", &first, "--pid", &second, "--pid", &first,
+    ]));
+    running.err.line_with(&format!("tracing {second}: Python"));
+    let_go(&mut one);
+    running.err.line_with("discovery.ended=1");
+    let_go(&mut two);
+    let ended = running.ended();
+    refuses(
+        &ended,
+        0,
+        &["every traced process has ended", "stats lost=0"],
+    );
+    assert_eq!(counter(&ended.err, "discovery.processes"), 2, "{ended:#?}");
+    assert_eq!(counter(&ended.err, "discovery.ended"), 2, "{ended:#?}");
+}
+
+#[test]
+fn standard_output_holds_spans_and_nothing_else() {
+    let (service, port) = server();
+    let pid = service.pid().to_string();
+    let running = Program::start(&mut agent(&[
+        "--stats",
+        "--otlp-file",
+        "-",
+        "--bsp-schedule-delay",
+        "50",
+        "--pid",
+        &pid,
+    ]));
+    running.err.line_with("tracing ");
+    for _ in 0..20 {
+        request(port);
+    }
+    running.err.line_with("spans.server=20");
+    running.terminate();
+    let ended = running.ended();
+    refuses(&ended, 0, &["summary lost=0"]);
+    let mut spans = 0;
+    for line in ended.out.lines() {
+        let batch: serde_json::Value = serde_json::from_str(line).expect(line);
+        let groups = batch["resourceSpans"].as_array().expect("an array");
+        spans += groups
+            .iter()
+            .flat_map(|group| group["scopeSpans"].as_array().into_iter().flatten())
+            .map(|scope| scope["spans"].as_array().map_or(0, Vec::len))
+            .sum::<usize>();
+    }
+    assert_eq!(spans, 20, "{}", ended.out);
+}
+
+#[test]
+fn the_target_does_not_notice_that_the_agent_is_killed() {
+    let (service, port) = server();
+    let pid = service.pid().to_string();
+    let running = Program::start(&mut agent(&["--otlp-file", "/dev/null", "--pid", &pid]));
+    running.err.line_with("tracing ");
+    request(port);
+    drop(running);
+    request(port);
+    // And the next agent begins as if nothing had been.
+    let again = Program::start(&mut agent(&["--otlp-file", "/dev/null", "--pid", &pid]));
+    again.err.line_with("tracing ");
+    request(port);
+    again.terminate();
+    let ended = again.ended();
+    refuses(&ended, 0, &["summary lost=0"]);
+    assert_eq!(counter(&ended.err, "spans.server"), 1, "{ended:#?}");
+}
+
+// === receivers that are in the way ===
+
+/// Something that listens where a receiver should, gives every connection the
+/// same bytes after its first, and stops when dropped.
+struct Nuisance {
+    port: u16,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<usize>>,
+}
+
+impl Nuisance {
+    /// Without an answer it keeps connections open and silent.
+    fn start(answer: Option<&'static [u8]>) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("binds");
+        let port = listener.local_addr().expect("bound").port();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut silent = Vec::new();
+            let mut connections = 0;
+            while let Ok((mut stream, _)) = listener.accept() {
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                connections += 1;
+                let Some(answer) = answer else {
+                    silent.push(stream);
+                    continue;
+                };
+                let mut head = [0; 512];
+                _ = stream.set_read_timeout(Some(PATIENCE));
+                _ = stream.read(&mut head);
+                _ = stream.write_all(answer);
+            }
+            connections
+        });
+        Self {
+            port,
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// Stops it; returns how many connections came.
+    fn stop(mut self) -> usize {
+        self.end()
+    }
+
+    fn end(&mut self) -> usize {
+        let Some(thread) = self.thread.take() else {
+            return 0;
+        };
+        self.stop.store(true, Ordering::Relaxed);
+        _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
+        thread.join().unwrap_or_default()
+    }
+}
+
+impl Drop for Nuisance {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Traces a service while `answer` is all that its receiver says, then lets a
+/// real receiver take the port: the service never waits, what is lost is
+/// counted, memory stays where it is, and spans arrive again.
+fn recovers(nuisance: Option<Option<&'static [u8]>>) {
+    let (service, port) = server();
+    let nuisance = nuisance.map(Nuisance::start);
+    let receiver_port = match &nuisance {
+        Some(nuisance) => nuisance.port,
+        // Free, for now: nobody listens there.
+        None => TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .and_then(|listener| listener.local_addr())
+            .expect("a port")
+            .port(),
+    };
+    let endpoint = format!("http://127.0.0.1:{receiver_port}");
+    let pid = service.pid().to_string();
+    let running = Program::start(&mut agent(&[
+        "--stats",
+        "--pid",
+        &pid,
+        "--otlp-endpoint",
+        &endpoint,
+        "--otlp-timeout",
+        "500",
+        "--bsp-schedule-delay",
+        "50",
+        "--bsp-max-queue-size",
+        "64",
+        "--bsp-max-export-batch-size",
+        "32",
+    ]));
+    running.err.line_with("tracing ");
+    for _ in 0..100 {
+        request(port);
+    }
+    let before = running.rss_kib();
+    let slowest = (0..1000).map(|_| request(port)).max().expect("requests");
+    // A wait for the receiver would last at least its timeout.
+    assert!(slowest < Duration::from_millis(400), "{slowest:?}");
+    running.err.line_with("export.dropped.");
+    let grown = running.rss_kib().saturating_sub(before);
+    assert!(grown < 8 << 10, "{grown} KiB more");
+
+    if let Some(nuisance) = nuisance {
+        assert!(nuisance.stop() > 0, "nobody connected");
+    }
+    let receiver = Receiver::with(&Options {
+        http_port: receiver_port,
+        ..Options::default()
+    })
+    .expect("takes the port");
+    wait_until("spans after the receiver came back", || {
+        request(port);
+        !receiver.spans().is_empty()
+    });
+    running.terminate();
+    let ended = running.ended();
+    refuses(&ended, 0, &["summary lost="]);
+    let value = |name| counter(&ended.err, name);
+    let lost = value("export.dropped.queue_full")
+        + value("export.dropped.gave_up")
+        + value("export.dropped.refused")
+        + value("export.dropped.shutdown");
+    assert!(lost > 0, "{ended:#?}");
+    assert_eq!(
+        value("export.spans"),
+        lost + value("export.exported"),
+        "{ended:#?}"
+    );
+    assert_eq!(
+        value("export.exported"),
+        receiver.spans().len() as u64,
+        "{ended:#?}"
+    );
+}
+
+#[test]
+fn a_receiver_that_is_down_costs_spans_only() {
+    recovers(None);
+}
+
+#[test]
+fn a_receiver_that_is_silent_costs_spans_only() {
+    recovers(Some(None));
+}
+
+#[test]
+fn a_receiver_that_refuses_costs_spans_only() {
+    recovers(Some(Some(
+        b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+    )));
+}
+
+#[test]
+fn a_receiver_that_answers_garbage_costs_spans_only() {
+    recovers(Some(Some(
+        b"\x16\x03\x01 not what you think \x00\xff\r\n\r\n",
+    )));
+}
