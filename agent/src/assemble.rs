@@ -190,6 +190,7 @@ struct ServerConnection {
     runs: VecDeque<Run>,
     /// Its last exchanges.
     servers: VecDeque<Server>,
+    closed: bool,
 }
 
 /// Bytes of one exchange. Bytes that no run holds were not understood, or
@@ -317,12 +318,7 @@ impl Assembler {
             },
         };
         if role == Role::Server {
-            let connection = self.connections.entry(id.conn).or_default();
-            if (connection.servers.back()).is_some_and(|last| last.number >= id.number) {
-                // The connection was taken up anew, and numbers begin again.
-                *connection = ServerConnection::default();
-            }
-            let servers = &mut connection.servers;
+            let servers = &mut self.connection(id.conn).servers;
             if servers.len() >= MAX_SERVERS {
                 servers.pop_front();
             }
@@ -455,7 +451,7 @@ impl Assembler {
     }
 
     fn read(&mut self, bytes: Owner, end: u64, exchange: Option<u64>, completes_head: bool) {
-        let runs = &mut self.connections.entry(bytes.conn).or_default().runs;
+        let runs = &mut self.connection(bytes.conn).runs;
         while let Some(last) = runs.back_mut()
             && last.end > bytes.offset
         {
@@ -532,7 +528,7 @@ impl Assembler {
             trace_state,
             role,
             start: start_unix,
-            end: start_unix + at.saturating_sub(start),
+            end: start_unix.saturating_add(at.saturating_sub(start)),
             exchange,
         });
     }
@@ -551,10 +547,21 @@ impl Assembler {
         }
     }
 
-    fn close(&mut self, conn: u64) {
-        if !self.connections.contains_key(&conn) {
-            return;
+    /// What is remembered of a server connection that is in use.
+    fn connection(&mut self, conn: u64) -> &mut ServerConnection {
+        let connection = self.connections.entry(conn).or_default();
+        if connection.closed {
+            // It was taken up anew, and its exchanges are numbered anew.
+            *connection = ServerConnection::default();
         }
+        connection
+    }
+
+    fn close(&mut self, conn: u64) {
+        let Some(connection) = self.connections.get_mut(&conn) else {
+            return;
+        };
+        connection.closed = true;
         self.closed.push_back(conn);
         if self.closed.len() > MAX_CLOSED
             && let Some(oldest) = self.closed.pop_front()
