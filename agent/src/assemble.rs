@@ -8,6 +8,7 @@
 //! reason. It does no I/O and reads neither clock nor randomness.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::Hash;
 use std::sync::Arc;
 
 use abi::record::{Owner, rule};
@@ -25,8 +26,9 @@ const MAX_CLOSED: usize = 4096;
 const MAX_RUNS: usize = 32;
 /// Server exchanges remembered per connection.
 const MAX_SERVERS: usize = 16;
-/// Span ids that applications sent, remembered to notice a second use.
-const MAX_ADOPTED: usize = 4096;
+/// Span ids that applications sent or received, remembered to notice a
+/// second use.
+const MAX_RECENT: usize = 4096;
 /// W3C trace flag: sampled.
 const SAMPLED: u8 = 1;
 /// Flags of a trace that begins here: sampled, and its id is random (W3C
@@ -60,6 +62,9 @@ counters! {
         pipelined => "spans.no_parent.pipelined",
         /// No parent: the owner's request is forgotten.
         forgotten => "spans.no_parent.forgotten",
+        /// No parent: the owner's request was not read to the end of its
+        /// head, so nothing can be done for it yet.
+        head_incomplete => "spans.no_parent.head_incomplete",
         /// No parent: the thread's request had ended.
         ended => "spans.no_parent.ended",
         /// No parent: the link was inferred and did not hold.
@@ -143,40 +148,56 @@ struct Open {
     caller: Option<[u8; 8]>,
 }
 
-/// The last span ids that applications sent.
-#[derive(Default)]
-struct Recent {
-    order: VecDeque<[u8; 8]>,
-    known: HashSet<[u8; 8]>,
+/// The last so many of the things seen.
+struct Recent<T> {
+    order: VecDeque<T>,
+    known: HashSet<T>,
 }
 
-impl Recent {
-    /// Remembers an id; false if it is known already.
-    fn insert(&mut self, id: [u8; 8]) -> bool {
-        if !self.known.insert(id) {
+impl<T> Default for Recent<T> {
+    fn default() -> Self {
+        Self {
+            order: VecDeque::new(),
+            known: HashSet::new(),
+        }
+    }
+}
+
+impl<T: Copy + Eq + Hash> Recent<T> {
+    /// Remembers a thing; false if it is known already.
+    fn insert(&mut self, thing: T) -> bool {
+        if !self.known.insert(thing) {
             return false;
         }
-        self.order.push_back(id);
-        if self.order.len() > MAX_ADOPTED
+        self.order.push_back(thing);
+        if self.order.len() > MAX_RECENT
             && let Some(oldest) = self.order.pop_front()
         {
             self.known.remove(&oldest);
         }
         true
     }
+
+    fn contains(&self, thing: &T) -> bool {
+        self.known.contains(thing)
+    }
 }
 
 /// What is remembered of a server connection.
 #[derive(Default)]
 struct ServerConnection {
-    /// Which exchange the transfers belong to, by the offset from which on.
+    /// Which exchange the transfers belong to, in the order of their bytes.
     runs: VecDeque<Run>,
     /// Its last exchanges.
     servers: VecDeque<Server>,
+    closed: bool,
 }
 
+/// Bytes of one exchange. Bytes that no run holds were not understood, or
+/// not seen: whose they are is unknown.
 struct Run {
     from: u64,
+    end: u64,
     exchange: Option<u64>,
     /// The transfer at `from` completed the exchange's head.
     completes_head: bool,
@@ -185,6 +206,8 @@ struct Run {
 struct Server {
     number: u64,
     identity: Identity,
+    /// Its head is known, and with it its trace.
+    known: bool,
     ended: bool,
 }
 
@@ -195,7 +218,10 @@ pub struct Assembler {
     open: HashMap<ExchangeId, Open>,
     connections: HashMap<u64, ServerConnection>,
     closed: VecDeque<u64>,
-    adopted: Recent,
+    /// Span ids that client spans took over.
+    adopted: Recent<[u8; 8]>,
+    /// Span ids of callers, and the process that they called.
+    received: Recent<(u32, [u8; 8])>,
     /// What was refused, and why.
     pub stats: AssembleStats,
 }
@@ -210,6 +236,7 @@ impl Assembler {
             connections: HashMap::new(),
             closed: VecDeque::new(),
             adopted: Recent::default(),
+            received: Recent::default(),
             stats: AssembleStats::default(),
         }
     }
@@ -244,10 +271,11 @@ impl Assembler {
             Progress::Head { id, context } => self.head(id, context),
             Progress::Read {
                 bytes,
+                end,
                 exchange,
                 completes_head,
             } => {
-                self.read(bytes, exchange, completes_head);
+                self.read(bytes, end, exchange, completes_head);
             }
             Progress::End { id, at, result } => self.end(id, at, *result, clock, spans),
             Progress::Abandon { id } => {
@@ -290,13 +318,14 @@ impl Assembler {
             },
         };
         if role == Role::Server {
-            let servers = &mut self.connections.entry(id.conn).or_default().servers;
+            let servers = &mut self.connection(id.conn).servers;
             if servers.len() >= MAX_SERVERS {
                 servers.pop_front();
             }
             servers.push_back(Server {
                 number: id.number,
                 identity: identity.clone(),
+                known: false,
                 ended: false,
             });
         }
@@ -343,7 +372,7 @@ impl Assembler {
             .runs
             .iter()
             .rev()
-            .find(|run| run.from <= offset)
+            .find(|run| run.from <= offset && offset < run.end)
             .ok_or::<fn(&AssembleStats) -> &Count>(|stats| &stats.forgotten)?;
         let Some(number) = run.exchange else {
             return Err(|stats| &stats.pipelined);
@@ -356,6 +385,9 @@ impl Assembler {
             .iter()
             .find(|server| server.number == number)
             .ok_or::<fn(&AssembleStats) -> &Count>(|stats| &stats.forgotten)?;
+        if !server.known {
+            return Err(|stats| &stats.head_incomplete);
+        }
         if server.ended && evidence.rule == rule::THREAD {
             return Err(|stats| &stats.ended);
         }
@@ -363,28 +395,30 @@ impl Assembler {
     }
 
     fn head(&mut self, id: ExchangeId, context: Option<Box<TraceContext>>) {
-        let Some(context) = context else {
-            return;
-        };
         let Some(open) = self.open.get_mut(&id) else {
             return;
         };
-        match open.role {
-            Role::Server => {
-                let identity = &mut open.identity;
-                identity.trace_id = context.trace_id;
-                identity.parent = Some(Parent {
-                    span_id: context.span_id,
-                    remote: true,
-                });
-                identity.flags = context.flags;
-                identity.trace_state = context.state;
-                let identity = identity.clone();
+        match (open.role, context) {
+            (Role::Server, context) => {
+                if let Some(context) = context {
+                    self.received.insert((open.pid, context.span_id));
+                    let identity = &mut open.identity;
+                    identity.trace_id = context.trace_id;
+                    identity.parent = Some(Parent {
+                        span_id: context.span_id,
+                        remote: true,
+                    });
+                    identity.flags = context.flags;
+                    identity.trace_state = context.state;
+                }
+                let identity = open.identity.clone();
                 if let Some(server) = self.server(id) {
                     server.identity = identity;
+                    server.known = true;
                 }
             }
-            Role::Client => self.adopt(id, *context),
+            (Role::Client, Some(context)) => self.adopt(id, *context),
+            (Role::Client, None) => {}
         }
     }
 
@@ -397,7 +431,9 @@ impl Assembler {
         let Some(open) = self.open.get_mut(&id) else {
             return;
         };
-        if open.caller == Some(context.span_id) || !self.adopted.insert(context.span_id) {
+        let forwarded = open.caller == Some(context.span_id)
+            || self.received.contains(&(open.pid, context.span_id));
+        if forwarded || !self.adopted.insert(context.span_id) {
             self.stats.not_adopted.one();
             return;
         }
@@ -414,12 +450,23 @@ impl Assembler {
         identity.trace_state = context.state;
     }
 
-    fn read(&mut self, bytes: Owner, exchange: Option<u64>, completes_head: bool) {
-        let runs = &mut self.connections.entry(bytes.conn).or_default().runs;
-        let continues = runs
-            .back()
-            .is_some_and(|run| run.exchange == exchange && !completes_head && exchange.is_some());
-        if continues {
+    fn read(&mut self, bytes: Owner, end: u64, exchange: Option<u64>, completes_head: bool) {
+        let runs = &mut self.connection(bytes.conn).runs;
+        while let Some(last) = runs.back_mut()
+            && last.end > bytes.offset
+        {
+            last.end = bytes.offset;
+            if last.from < last.end {
+                break;
+            }
+            runs.pop_back();
+        }
+        if let Some(last) = runs.back_mut()
+            && last.end == bytes.offset
+            && last.exchange == exchange
+            && !completes_head
+        {
+            last.end = end;
             return;
         }
         if runs.len() >= MAX_RUNS {
@@ -427,6 +474,7 @@ impl Assembler {
         }
         runs.push_back(Run {
             from: bytes.offset,
+            end,
             exchange,
             completes_head,
         });
@@ -480,7 +528,7 @@ impl Assembler {
             trace_state,
             role,
             start: start_unix,
-            end: start_unix + at.saturating_sub(start),
+            end: start_unix.saturating_add(at.saturating_sub(start)),
             exchange,
         });
     }
@@ -499,10 +547,21 @@ impl Assembler {
         }
     }
 
-    fn close(&mut self, conn: u64) {
-        if !self.connections.contains_key(&conn) {
-            return;
+    /// What is remembered of a server connection that is in use.
+    fn connection(&mut self, conn: u64) -> &mut ServerConnection {
+        let connection = self.connections.entry(conn).or_default();
+        if connection.closed {
+            // It was taken up anew, and its exchanges are numbered anew.
+            *connection = ServerConnection::default();
         }
+        connection
+    }
+
+    fn close(&mut self, conn: u64) {
+        let Some(connection) = self.connections.get_mut(&conn) else {
+            return;
+        };
+        connection.closed = true;
         self.closed.push_back(conn);
         if self.closed.len() > MAX_CLOSED
             && let Some(oldest) = self.closed.pop_front()

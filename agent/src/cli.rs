@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
@@ -43,6 +44,9 @@ pub struct Options {
     /// Load every BPF program, print what the verifier counted, and end
     #[arg(long, hide = true)]
     pub load_only: bool,
+    /// Also write what the kernel side reports to this file, for replay
+    #[arg(long, hide = true, value_name = "PATH")]
+    pub record_events: Option<PathBuf>,
     /// Where and how spans are exported.
     #[command(flatten)]
     pub export: ExportArgs,

@@ -153,6 +153,9 @@ pub trait Parser: Send {
     /// or up to 8 bytes).
     fn skip(&mut self, side: Side, count: u64, tail: &[u8], steps: &mut Vec<Step>);
 
+    /// Whether it is certain what the next byte of that side belongs to.
+    fn follows(&self, side: Side) -> bool;
+
     /// Takes note that the connection is closed in both directions.
     fn close(&mut self, steps: &mut Vec<Step>);
 }

@@ -19,7 +19,7 @@ use rustix::event::epoll::Event;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
-use crate::assemble::{Assembler, Ids, UnixTime};
+use crate::assemble::{Ids, UnixTime};
 use crate::batch::{Processor, Sender};
 use crate::check::{self, Trials};
 use crate::cli::{Command, Options, explain};
@@ -29,11 +29,13 @@ use crate::discovery::{Changes, Discovery, Traffic};
 use crate::launch::Launched;
 use crate::probes::{ProbeSettings, Probes};
 use crate::protocol::Role;
-use crate::source::{self, Source};
+use crate::recording::Recorder;
+use crate::source::Source;
 use crate::stats::{ExportStats, counters};
-use crate::stream::{Opening, Progress, Streams};
+use crate::stream::Progress;
 use crate::target::interpreter::Interpreter;
 use crate::target::process::ProcessInfo;
+use crate::tracer::Tracer;
 use crate::{export, kernel, remote};
 
 /// Longest time between two looks at the ring. The kernel side wakes us
@@ -78,6 +80,13 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     let stop = Arc::new(AtomicBool::new(false));
     runtime.spawn(signals(Arc::clone(&stop)));
 
+    let recorder = options
+        .record_events
+        .as_deref()
+        .map(|path| {
+            Recorder::create(path).with_context(|| format!("cannot make {}", path.display()))
+        })
+        .transpose()?;
     let mut probes = load(&options)?;
     let source = probes.source()?;
     let stats = Arc::new(ExportStats::default());
@@ -88,7 +97,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     let processor = Processor::start(exporters, &config.batch, &stats, runtime.handle());
     let mut agent = Agent {
         probes,
-        pipeline: Pipeline::new(source, processor.sender())?,
+        pipeline: Pipeline::new(source, processor.sender(), recorder)?,
         discovery: Discovery::new(),
         stats: RunStats::default(),
         export_stats: Arc::clone(&stats),
@@ -119,8 +128,8 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         agent: [
             run_stats.values(),
             discovery.stats.values(),
-            pipeline.streams.stats.values(),
-            pipeline.assembler.stats.values(),
+            pipeline.tracer.streams.stats.values(),
+            pipeline.tracer.assembler.stats.values(),
             stats.values(),
         ]
         .concat(),
@@ -239,7 +248,7 @@ impl Agent {
                 kind::EXIT => {
                     forked.retain(|&pid| pid != process.pid);
                     pipeline.disconnect(process.pid, process.at, probes);
-                    pipeline.assembler.process_gone(process.pid);
+                    pipeline.tracer.assembler.process_gone(process.pid);
                     discovery.exited(process.pid, probes);
                     Changes::default()
                 }
@@ -279,8 +288,8 @@ impl Agent {
             agent: [
                 self.stats.values(),
                 self.discovery.stats.values(),
-                self.pipeline.streams.stats.values(),
-                self.pipeline.assembler.stats.values(),
+                self.pipeline.tracer.streams.stats.values(),
+                self.pipeline.tracer.assembler.stats.values(),
                 self.export_stats.values(),
             ]
             .concat(),
@@ -291,21 +300,20 @@ impl Agent {
 /// The way of the data, from the ring to the batch processor.
 struct Pipeline {
     source: Source,
-    streams: Streams,
-    assembler: Assembler,
+    tracer: Tracer,
     clock: PipelineClock,
     spans: Sender,
     /// Connections to mute in the kernel.
     muted: Vec<u64>,
     /// What each process did in the current batch.
     traffic: HashMap<u32, Traffic>,
-    progress: Vec<Progress>,
+    recorder: Option<Recorder>,
     /// An epoll instance that holds the ring.
     waiting: OwnedFd,
 }
 
 impl Pipeline {
-    fn new(source: Source, spans: Sender) -> io::Result<Self> {
+    fn new(source: Source, spans: Sender, recorder: Option<Recorder>) -> io::Result<Self> {
         let waiting = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         // Edge-triggered: waiting bytes alone do not wake us, or every event
         // would be taken singly; only the kernel side's call for attention
@@ -314,13 +322,12 @@ impl Pipeline {
         epoll::add(&waiting, &source, epoll::EventData::new_u64(0), flags)?;
         Ok(Self {
             source,
-            streams: Streams::default(),
-            assembler: Assembler::new(Box::new(RandomIds(SmallRng::from_os_rng()))),
+            tracer: Tracer::new(Box::new(RandomIds(SmallRng::from_os_rng()))),
             clock: PipelineClock(Clock::new()),
             spans,
             muted: Vec::new(),
             traffic: HashMap::new(),
-            progress: Vec::new(),
+            recorder,
             waiting,
         })
     }
@@ -346,26 +353,18 @@ impl Pipeline {
         while taken < BATCH {
             let Self {
                 source,
-                streams,
-                progress,
+                tracer,
+                recorder,
                 ..
             } = self;
-            taken += source.drain(BATCH - taken, |event| match event {
-                source::Event::Data(data, bytes) => {
-                    streams.data(&data, bytes, progress);
-                    ControlFlow::Continue(())
+            taken += source.drain(BATCH - taken, |event| {
+                if let Some(recorder) = recorder {
+                    recorder.event(&event);
                 }
-                source::Event::Open(open) => {
-                    streams.open(Opening::from(&open), progress);
-                    ControlFlow::Continue(())
-                }
-                source::Event::Close(close) => {
-                    streams.close(close.conn, Some(close.at), progress);
-                    ControlFlow::Continue(())
-                }
-                source::Event::Process(process) => {
-                    pending = Some(process);
-                    ControlFlow::Break(())
+                pending = tracer.event(event);
+                match pending {
+                    Some(_) => ControlFlow::Break(()),
+                    None => ControlFlow::Continue(()),
                 }
             });
             self.assemble();
@@ -380,28 +379,25 @@ impl Pipeline {
     /// Turns progress into spans and hands them on.
     fn assemble(&mut self) {
         let Self {
-            assembler,
-            progress,
+            tracer,
             clock,
             spans,
             muted,
             traffic,
             ..
         } = self;
-        for progress in progress.drain(..) {
-            match &progress {
-                Progress::Mute { conn } => muted.push(*conn),
-                Progress::Begin { pid, role, .. } => {
-                    let traffic = traffic.entry(*pid).or_default();
-                    match role {
-                        Role::Server => traffic.served += 1,
-                        Role::Client => traffic.called += 1,
-                    }
+        let watch = |progress: &Progress| match progress {
+            Progress::Mute { conn } => muted.push(*conn),
+            Progress::Begin { pid, role, .. } => {
+                let traffic = traffic.entry(*pid).or_default();
+                match role {
+                    Role::Server => traffic.served += 1,
+                    Role::Client => traffic.called += 1,
                 }
-                _ => {}
             }
-            assembler.progress(progress, clock, &mut |span| spans.push(span));
-        }
+            _ => {}
+        };
+        tracer.spans(clock, watch, |span| spans.push(span));
     }
 
     /// Takes over what discovery found; returns its messages.
@@ -412,10 +408,16 @@ impl Pipeline {
             messages,
         } = changes;
         for (pid, resource) in processes {
-            self.assembler.process(pid, resource);
+            if let Some(recorder) = &mut self.recorder {
+                recorder.process(pid, &resource);
+            }
+            self.tracer.process(pid, resource);
         }
         for opening in openings {
-            self.streams.open(opening, &mut self.progress);
+            if let Some(recorder) = &mut self.recorder {
+                recorder.opening(&opening);
+            }
+            self.tracer.open(opening);
         }
         self.assemble();
         messages
@@ -423,7 +425,7 @@ impl Pipeline {
 
     /// Ends every connection of a process that ended or changed its image.
     fn disconnect(&mut self, pid: u32, at: u64, probes: &mut Probes) {
-        for (descriptor, conn) in self.streams.exit(pid, at, &mut self.progress) {
+        for (descriptor, conn) in self.tracer.disconnect(pid, at) {
             probes.forget(descriptor, conn);
         }
         self.assemble();
@@ -433,6 +435,14 @@ impl Pipeline {
     /// yield no span.
     fn finish(&mut self) {
         while self.drain(|_, _| {}) >= BATCH {}
+        if let Some(recorder) = &mut self.recorder {
+            let left_out = recorder.left_out;
+            if let Err(error) = recorder.finish() {
+                tracing::error!(%error, "cannot write the recording");
+            } else if left_out > 0 {
+                tracing::warn!(left_out, "the recording is full");
+            }
+        }
     }
 }
 

@@ -132,8 +132,11 @@ pub enum Progress {
     Read {
         /// The connection and the transfer's first byte.
         bytes: Owner,
+        /// Offset just past the transfer. What is said of these bytes
+        /// replaces what was said of them before.
+        end: u64,
         /// The exchange all its bytes belong to; none if they belong to
-        /// several, or to none.
+        /// several, to none, or nobody can tell.
         exchange: Option<u64>,
         /// Whether the exchange's head ended in these bytes.
         completes_head: bool,
@@ -187,8 +190,23 @@ struct Stream {
     next: [u64; 2],
     /// When the last bytes of each direction were transferred.
     last: [u64; 2],
-    /// The exchange whose request is being read: begun and not ended.
+    /// What `next` was when the parser was made, which counts from there.
+    base: [u64; 2],
+    /// The exchange whose request is being read: begun and not ended, and
+    /// known to be the one that the next bytes continue.
     current: Option<u64>,
+    /// The last transfer of a server connection.
+    read: Option<Read>,
+}
+
+/// What is known of a transfer, which may come in several records.
+#[derive(Clone, Copy)]
+struct Read {
+    /// Thread and time: the same in all records of one transfer.
+    call: (u32, u64),
+    from: u64,
+    exchange: Option<u64>,
+    completes_head: bool,
 }
 
 enum State {
@@ -213,6 +231,8 @@ impl Streams {
             // The close was not seen; the descriptor has a new connection.
             self.close(before, None, out);
         }
+        // Announced twice, or too late.
+        self.close(opening.conn, None, out);
         if self.streams.len() >= MAX_CONNECTIONS {
             self.stats.refused.one();
             return;
@@ -233,7 +253,9 @@ impl Streams {
                 },
                 next: [0; 2],
                 last: [0; 2],
+                base: [0; 2],
                 current: None,
+                read: None,
             },
         );
     }
@@ -293,12 +315,13 @@ impl Streams {
 
     /// A process is gone: so are its connections. Returns them.
     pub fn exit(&mut self, pid: u32, at: u64, out: &mut Vec<Progress>) -> Vec<(Descriptor, u64)> {
-        let gone: Vec<_> = self
+        let mut gone: Vec<_> = self
             .descriptors
             .iter()
             .filter(|(descriptor, _)| descriptor.pid == pid)
             .map(|(&descriptor, &conn)| (descriptor, conn))
             .collect();
+        gone.sort_unstable_by_key(|&(_, conn)| conn);
         for &(_, conn) in &gone {
             self.close(conn, Some(at), out);
         }
@@ -382,6 +405,7 @@ impl Stream {
                     .next()
                     .map_or(data.offset, |earlier| earlier.data.offset);
                 self.next[way] = from;
+                self.base = self.next;
                 for earlier in replay {
                     self.feed(&earlier.data, &earlier.bytes, steps, stats, out);
                 }
@@ -433,12 +457,22 @@ impl Stream {
             stats.overlaps.one();
             return;
         }
+        let request = side == Side::Request;
         let missing = data.offset - expected;
         if missing > 0 {
             stats.gap_bytes.add(missing);
             parser.skip(side, missing, &[], steps);
         }
-        self.next[way] = data.offset.saturating_add(u64::from(data.len));
+        // Where the end of a request was not seen, what comes after a gap or
+        // looks like another request need not be a part of it.
+        if request
+            && !parser.follows(side)
+            && (missing > 0 || judge(bytes).1 == Verdict::Yes(Side::Request))
+        {
+            self.current = None;
+        }
+        let end = data.offset.saturating_add(u64::from(data.len));
+        self.next[way] = end;
         if !bytes.is_empty() {
             parser.bytes(side, bytes, steps);
         }
@@ -457,28 +491,53 @@ impl Stream {
             owner: data.owner,
             rule: data.rule,
         };
-        let before = self.current;
-        let mut touched = Touched::new(before);
+        let mut touched = Touched::new(self.current);
         for step in steps.iter() {
-            touched.step(step, data.offset);
+            touched.step(step, data.offset.saturating_sub(self.base[way]));
+        }
+        if !parser.follows(side) {
+            // Some of the bytes may belong to another exchange, seen or not.
+            touched.exchange = None;
         }
         // An exchange that a request's bytes end (the next one begins) ended
         // with its last response byte, which was earlier.
-        let end = match (side, self.last[1 - way]) {
+        let ended = match (side, self.last[1 - way]) {
             (Side::Response, _) | (Side::Request, 0) => data.at,
             (Side::Request, response) => response,
         };
-        self.deliver(data.conn, steps, stats, begin, end, evidence, out);
-        if side == Side::Request && role == Role::Server {
+        self.deliver(data.conn, steps, stats, begin, ended, evidence, out);
+        if request && role == Role::Server {
+            let read = self.join(data, missing > 0, &touched);
             out.push(Progress::Read {
                 bytes: Owner {
                     conn: data.conn,
-                    offset: data.offset,
+                    offset: read.from,
                 },
-                exchange: touched.exchange(),
-                completes_head: touched.completes_head,
+                end,
+                exchange: read.exchange,
+                completes_head: read.completes_head,
             });
         }
+    }
+
+    /// The transfer that a record belongs to: its buffers are records of
+    /// their own, but they have one owner.
+    fn join(&mut self, data: &Data, gap: bool, touched: &Touched) -> Read {
+        let mut read = Read {
+            call: (data.tid, data.at),
+            from: data.offset,
+            exchange: touched.exchange(),
+            completes_head: touched.completes_head,
+        };
+        if let Some(before) = self.read.filter(|before| before.call == read.call) {
+            read.from = before.from;
+            if gap || before.exchange != read.exchange {
+                read.exchange = None;
+            }
+            read.completes_head |= before.completes_head;
+        }
+        self.read = Some(read);
+        read
     }
 
     /// Translates the parser's steps.
@@ -568,7 +627,6 @@ struct Touched {
     exchange: Option<u64>,
     several: bool,
     completes_head: bool,
-    head_of: Option<u64>,
 }
 
 impl Touched {
@@ -577,24 +635,22 @@ impl Touched {
             exchange: current,
             several: false,
             completes_head: false,
-            head_of: None,
         }
     }
 
-    fn step(&mut self, step: &Step, transfer_offset: u64) {
+    /// Takes a step into account; `from` is where the parser counts the
+    /// transfer's first byte.
+    fn step(&mut self, step: &Step, from: u64) {
         match *step {
             Step::Begin { exchange, offset } => {
                 // An earlier exchange has none of these bytes if the new one
                 // begins with the first of them.
-                if offset != transfer_offset {
+                if offset != from {
                     self.several = true;
                 }
                 self.exchange = Some(exchange);
             }
-            Step::Head { exchange, .. } => {
-                self.completes_head = true;
-                self.head_of = Some(exchange);
-            }
+            Step::Head { .. } => self.completes_head = true,
             Step::Abandon { exchange, .. } if self.exchange == Some(exchange) => {
                 self.exchange = None;
             }

@@ -251,7 +251,8 @@ impl Parser for Http1 {
         } else {
             self.feed(side, bytes, steps);
         }
-        self.half(side).offset += bytes.len() as u64;
+        let half = self.half(side);
+        half.offset = half.offset.saturating_add(bytes.len() as u64);
     }
 
     fn skip(&mut self, side: Side, count: u64, tail: &[u8], steps: &mut Vec<Step>) {
@@ -276,6 +277,14 @@ impl Parser for Http1 {
                 }
             }
         }
+    }
+
+    fn follows(&self, side: Side) -> bool {
+        let half = match side {
+            Side::Request => &self.request,
+            Side::Response => &self.response,
+        };
+        !self.muted && !half.phase.is_lost()
     }
 
     fn close(&mut self, steps: &mut Vec<Step>) {
