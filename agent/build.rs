@@ -12,8 +12,14 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     // core is built from source, which a stable compiler allows with this.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "aya-build has no other way to be told, and no other thread exists yet"
+    )]
     // SAFETY: a build script's main runs before any other thread exists.
-    unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
+    unsafe {
+        std::env::set_var("RUSTC_BOOTSTRAP", "1");
+    }
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf");
     println!("cargo:rerun-if-changed={root}/abi");
     aya_build::build_ebpf(

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use abi::counter::Counter;
 use abi::map::{Connection, Descriptor, KernelOffsets, Target};
-use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
+use aya::maps::{HashMap, MapData, MapError, PerCpuArray, ProgramArray};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope};
 use aya::programs::{Program, ProgramError, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader};
@@ -28,13 +28,12 @@ const TRACEPOINTS: [(&str, &str); 5] = [
     ("syscall_exit", "sys_exit"),
 ];
 
+/// Programs that another continues with, in the order of their numbers in
+/// `STEPS`.
+const STEPS: [&str; 1] = ["vector_element"];
+
 /// Programs on functions, attached when an interpreter is found.
-const FUNCTIONS: [&str; 4] = [
-    "context_copied",
-    "context_returned",
-    "context_created",
-    "transport_write",
-];
+const FUNCTIONS: [&str; 3] = ["context_returned", "context_created", "transport_write"];
 
 /// Why the kernel side could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +115,8 @@ pub struct Probes {
     muted: HashMap<MapData, u64, u8>,
     counters: PerCpuArray<MapData, u64>,
     hooks: std::collections::HashMap<u32, Vec<Hooked>>,
+    /// The kernel empties it when its last holder lets go.
+    _steps: ProgramArray<MapData>,
     /// Hands the kernel side's log lines on.
     flush_log: Option<Box<dyn FnMut()>>,
 }
@@ -148,6 +149,7 @@ impl Probes {
                 source: Box::new(source),
             })?;
         }
+        let steps = continuations(&mut ebpf)?;
         let flush_log = if settings.kernel_log {
             let mut logger =
                 EbpfLogger::init(&mut ebpf).map_err(|error| ProbeError::Log(error.to_string()))?;
@@ -161,6 +163,7 @@ impl Probes {
             muted: map(&mut ebpf, "MUTED")?,
             counters: map(&mut ebpf, "COUNTERS")?,
             hooks: std::collections::HashMap::new(),
+            _steps: steps,
             flush_log,
             ebpf,
         })
@@ -329,6 +332,25 @@ fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
         .map_err(|source| ProbeError::Map { name, source })
 }
 
+/// Puts the programs that others continue with where those look for them.
+fn continuations(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, ProbeError> {
+    let mut steps: ProgramArray<MapData> = map(ebpf, "STEPS")?;
+    for (number, name) in (0..).zip(STEPS) {
+        let program: &mut RawTracePoint = program(ebpf, name)?;
+        let descriptor = program.fd().map_err(|source| ProbeError::Program {
+            name: name.to_owned(),
+            source: Box::new(source),
+        })?;
+        steps
+            .set(number, descriptor, 0)
+            .map_err(|source| ProbeError::Map {
+                name: "STEPS",
+                source,
+            })?;
+    }
+    Ok(steps)
+}
+
 fn program<'a, T>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut T, ProbeError>
 where
     &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
@@ -345,6 +367,7 @@ where
 /// The names of all programs, for tests and `--load-only`.
 pub fn program_names() -> Vec<&'static str> {
     let mut names: Vec<_> = TRACEPOINTS.iter().map(|&(name, _)| name).collect();
+    names.extend(STEPS);
     names.extend(FUNCTIONS);
     names.sort_unstable();
     names

@@ -241,7 +241,7 @@ impl Agent {
                     pipeline.disconnect(process.pid, process.at, probes);
                     let changes = discovery.executed(process.pid, probes);
                     if !discovery.traces(process.pid) {
-                        pipeline.assembler.process_gone(process.pid);
+                        pipeline.tracer.assembler.process_gone(process.pid);
                     }
                     changes
                 }

@@ -4,10 +4,11 @@ use abi::counter::Counter;
 use abi::map::Connection;
 use abi::record::{Data, Owner, direction, flag, kind, role, rule};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::programs::RawTracePointContext;
 
 use crate::contexts::{self, Finding};
 use crate::counters::{add, count};
-use crate::maps::{EVENTS, SCRATCH, thread_flag};
+use crate::maps::{EVENTS, Pending, SCRATCH, STEPS, step, thread_flag};
 use crate::{connections, emit, processes, threads, user};
 
 /// Where the bytes of a transfer are in the process's memory.
@@ -31,8 +32,9 @@ static REQUEST_BUDGET: u32 = 16 * 1024;
 #[unsafe(no_mangle)]
 static RESPONSE_BUDGET: u32 = 4 * 1024;
 
-/// Elements of an I/O vector that are looked at; the rest is counted.
-const MAX_SEGMENTS: u64 = 8;
+/// Elements of an I/O vector that are looked at; the rest is counted. Each is
+/// a tail call, of which the kernel allows 33 (`MAX_TAIL_CALL_CNT`).
+const MAX_ELEMENTS: u64 = 16;
 /// Payload sizes for which a record is reserved; powers of two, so that a
 /// mask can prove the bound.
 const SMALL: u32 = 256;
@@ -49,7 +51,14 @@ struct Record<const N: usize> {
 
 /// Bytes were transferred on a descriptor.
 #[inline(always)]
-pub(crate) fn transfer(pid_tgid: u64, fd: i32, way: u8, source: Source, total: u64) {
+pub(crate) fn transfer(
+    ctx: &RawTracePointContext,
+    pid_tgid: u64,
+    fd: i32,
+    way: u8,
+    source: Source,
+    total: u64,
+) {
     let pid = (pid_tgid >> 32) as u32;
     let Some(connection) = connections::find(pid, fd) else {
         return;
@@ -94,12 +103,10 @@ pub(crate) fn transfer(pid_tgid: u64, fd: i32, way: u8, source: Source, total: u
             thread.flags |= thread_flag::ANSWERED;
         }
     }
-    let Some(data) = SCRATCH.get_ptr_mut(0) else {
+    let Some(pending) = pending() else {
         return;
     };
-    // SAFETY: the scratch belongs to this CPU, and only the one program that
-    // calls this function uses it, with preemption off.
-    let data = unsafe { &mut *data };
+    let data = &mut pending.data;
     data.kind = kind::DATA;
     data.direction = way;
     data.rule = finding.rule;
@@ -122,46 +129,85 @@ pub(crate) fn transfer(pid_tgid: u64, fd: i32, way: u8, source: Source, total: u
     data.tail = [0; 8];
     match source {
         Source::Buffer(address) => segment(data, connection, address, clamp(total)),
-        Source::Vector(vector, len) => segments(data, connection, vector, len, total),
-        Source::Unseen => {
-            data.flags = flag::UNSEEN;
-            data.len = clamp(total);
-            headless(data);
+        Source::Vector(vector, len) => {
+            pending.vector = vector;
+            pending.elements = if len < MAX_ELEMENTS {
+                len
+            } else {
+                MAX_ELEMENTS
+            };
+            pending.left = total;
+            next_element(ctx, pending);
         }
+        Source::Unseen => unseen(data, total),
     }
 }
 
-/// Copies the elements of an I/O vector, as far as `total` bytes fill them.
+/// One element of the I/O vector that the pending transfer came in; the next
+/// one is another run of the program.
 #[inline(always)]
-fn segments(data: &mut Data, connection: &mut Connection, vector: u64, len: u64, total: u64) {
-    let mut left = total;
-    for index in 0..MAX_SEGMENTS {
-        if index >= len || left == 0 {
-            return;
-        }
-        let at = vector.wrapping_add(index * 16);
-        let (Some(base), Some(size)) = (user::read::<u64>(at, 0), user::read::<u64>(at, 8)) else {
-            break;
-        };
-        let part = if size < left { size } else { left };
-        if part == 0 {
-            continue;
-        }
+pub(crate) fn element(ctx: &RawTracePointContext) {
+    let Some(pending) = pending() else {
+        return;
+    };
+    let data = &mut pending.data;
+    let Some(connection) = connections::held(data.pid, data.fd, data.conn) else {
+        return;
+    };
+    let Some([base, size]) = user::read::<[u64; 2]>(pending.vector, 0) else {
+        return unseen(data, pending.left);
+    };
+    let part = if size < pending.left {
+        size
+    } else {
+        pending.left
+    };
+    if part != 0 {
         segment(data, connection, base, clamp(part));
-        left -= part;
+        pending.left -= part;
         data.offset = data.offset.wrapping_add(part);
     }
-    if left != 0 {
-        data.flags |= flag::UNSEEN;
-        data.len = clamp(left);
-        data.captured = 0;
-        data.tail = [0; 8];
-        headless(data);
+    if pending.left == 0 {
+        return;
     }
+    pending.vector = pending.vector.wrapping_add(16);
+    pending.elements = pending.elements.wrapping_sub(1);
+    next_element(ctx, pending);
+}
+
+/// Goes on with the pending vector; counts what is left of the transfer where
+/// it is over or too long.
+#[inline(always)]
+fn next_element(ctx: &RawTracePointContext, pending: &mut Pending) {
+    if pending.elements != 0 {
+        // SAFETY: nothing here waits to be dropped.
+        unsafe { STEPS.tail_call(ctx, step::ELEMENT) };
+    }
+    unseen(&mut pending.data, pending.left);
+}
+
+/// Records bytes that were transferred and not looked at.
+#[inline(always)]
+fn unseen(data: &mut Data, len: u64) {
+    data.flags = flag::UNSEEN;
+    data.len = clamp(len);
+    data.captured = 0;
+    data.tail = [0; 8];
+    headless(data);
+}
+
+/// This CPU's pending transfer.
+#[inline(always)]
+fn pending() -> Option<&'static mut Pending> {
+    // SAFETY: the scratch belongs to this CPU, and only `syscall_exit` and
+    // what it calls use it, with preemption off.
+    SCRATCH
+        .get_ptr_mut(0)
+        .map(|pending| unsafe { &mut *pending })
 }
 
 /// Copies one buffer, as far as the budget goes, and records its length.
-#[inline(never)]
+#[inline(always)]
 fn segment(data: &mut Data, connection: &mut Connection, address: u64, len: u32) {
     let budget = connection.budget;
     let mut captured = len;

@@ -40,8 +40,28 @@ pub(crate) fn find(pid: u32, fd: i32) -> Option<&'static mut Connection> {
     Some(connection)
 }
 
-/// A descriptor became a connection.
-#[inline(never)]
+/// The connection on a descriptor, if it is still the one with this id.
+#[inline(always)]
+pub(crate) fn held(pid: u32, fd: i32, id: u64) -> Option<&'static mut Connection> {
+    let connection = CONNECTIONS.get_ptr_mut(Descriptor { pid, fd })?;
+    // SAFETY: as in `find`.
+    let connection = unsafe { &mut *connection };
+    (connection.id == id).then_some(connection)
+}
+
+/// The part that the process plays on a descriptor's connection; none if the
+/// descriptor is no connection.
+#[inline(always)]
+pub(crate) fn role(pid: u32, fd: i32) -> Option<u8> {
+    let connection = CONNECTIONS.get_ptr(Descriptor { pid, fd })?;
+    // SAFETY: the map's values outlive the program run.
+    Some(unsafe { (*connection).role })
+}
+
+/// A descriptor became a connection. So does a duplicate of a connection's
+/// descriptor: from here on it is a connection of its own, so that offsets of
+/// the two never mix.
+#[inline(always)]
 pub(crate) fn open(pid_tgid: u64, fd: i32, role: u8) {
     let Some(socket) = socket_of(fd) else {
         return;
@@ -133,19 +153,6 @@ pub(crate) fn close(pid: u32, fd: i32) {
         sent: connection.sent,
     };
     emit::record(&record, Counter::ConnectionRingFull);
-}
-
-/// A descriptor was duplicated: the copy is a connection of its own from
-/// here on, so that offsets of the two never mix.
-#[inline(always)]
-pub(crate) fn duplicate(pid_tgid: u64, from: i32, to: i32) {
-    let pid = (pid_tgid >> 32) as u32;
-    let Some(original) = CONNECTIONS.get_ptr(Descriptor { pid, fd: from }) else {
-        return;
-    };
-    // SAFETY: the map's values outlive the program run.
-    let role = unsafe { (*original).role };
-    open(pid_tgid, to, role);
 }
 
 /// An id that no other connection has: time and processor.

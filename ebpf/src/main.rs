@@ -34,7 +34,15 @@ pub(crate) fn syscall_enter(ctx: RawTracePointContext) -> i32 {
 /// `sys_exit(struct pt_regs *regs, long ret)`.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub(crate) fn syscall_exit(ctx: RawTracePointContext) -> i32 {
-    syscalls::exit(ctx.arg(0), ctx.arg(1));
+    syscalls::exit(&ctx, ctx.arg(0), ctx.arg(1));
+    0
+}
+
+/// Continues `syscall_exit` with one element of an I/O vector. A program of
+/// its own, so that the verifier need not follow a loop over the elements.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub(crate) fn vector_element(ctx: RawTracePointContext) -> i32 {
+    capture::element(&ctx);
     0
 }
 

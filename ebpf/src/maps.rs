@@ -3,7 +3,7 @@
 use abi::map::{Connection, Descriptor, Target};
 use abi::record::{Data, Owner};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 
 /// Records for the agent. Written by every program, read by `source`. When
 /// full, records are dropped and counted. The agent sets the size.
@@ -48,10 +48,35 @@ pub(crate) static CONTEXTS: LruHashMap<ContextKey, ContextOwner> =
 #[map]
 pub(crate) static QUEUED: LruHashMap<Descriptor, Queued> = LruHashMap::with_max_entries(16384, 0);
 
-/// The data record that `syscall_exit` is filling in; no other program may
-/// use it. On the stack it would not fit.
+/// The transfer that `syscall_exit` and its continuations are recording; no
+/// other program may use it. On the stack it would not fit.
 #[map]
-pub(crate) static SCRATCH: PerCpuArray<Data> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static SCRATCH: PerCpuArray<Pending> = PerCpuArray::with_max_entries(1, 0);
+
+/// Number of a [`step`] → the program that does it. Written by the agent
+/// before it attaches anything.
+#[map]
+pub(crate) static STEPS: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// Keys of [`STEPS`].
+pub(crate) mod step {
+    /// `vector_element`.
+    pub(crate) const ELEMENT: u32 = 0;
+}
+
+/// Value of [`SCRATCH`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Pending {
+    /// The record to be written.
+    pub(crate) data: Data,
+    /// Address of the next element of its I/O vector.
+    pub(crate) vector: u64,
+    /// Elements that may still be looked at.
+    pub(crate) elements: u64,
+    /// Bytes that those hold.
+    pub(crate) left: u64,
+}
 
 /// A thread of a target process.
 #[repr(C)]

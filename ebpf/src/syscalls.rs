@@ -10,6 +10,7 @@
 use abi::record::{direction, role};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::programs::RawTracePointContext;
 
 use crate::arch::{self, nr};
 use crate::capture::{self, Source};
@@ -58,7 +59,7 @@ pub(crate) fn enter(regs: u64, number: i64) {
 
 /// A system call returned `result`.
 #[inline(always)]
-pub(crate) fn exit(regs: u64, result: i64) {
+pub(crate) fn exit(ctx: &RawTracePointContext, regs: u64, result: i64) {
     if result < 0 && result != EINPROGRESS {
         return;
     }
@@ -71,9 +72,10 @@ pub(crate) fn exit(regs: u64, result: i64) {
     let Some(pid_tgid) = target_thread() else {
         return;
     };
-    let Some([first, second, third, fourth]) = arch::args(regs) else {
+    let Some(args) = arch::args(regs) else {
         return;
     };
+    let [first, second, third, fourth] = args;
     let fd = first as i32;
     let (way, source) = match number {
         nr::RECVFROM if fourth & MSG_PEEK != 0 => return,
@@ -94,21 +96,16 @@ pub(crate) fn exit(regs: u64, result: i64) {
             }
         }
         nr::SENDFILE => (direction::SENT, Source::Unseen),
-        nr::ACCEPT | nr::ACCEPT4 => {
-            return connections::open(pid_tgid, result as i32, role::SERVER);
-        }
-        nr::CONNECT => return connections::open(pid_tgid, fd, role::CLIENT),
         nr::LISTEN => return processes::listens((pid_tgid >> 32) as u32, fd),
-        nr::DUP | nr::DUP2 | nr::DUP3 => {
-            return connections::duplicate(pid_tgid, fd, result as i32);
+        number => {
+            if let Some((fd, role)) = opened(pid_tgid, number, args, result) {
+                connections::open(pid_tgid, fd, role);
+            }
+            return;
         }
-        nr::FCNTL if second == F_DUPFD || second == F_DUPFD_CLOEXEC => {
-            return connections::duplicate(pid_tgid, fd, result as i32);
-        }
-        _ => return,
     };
     if result > 0 {
-        capture::transfer(pid_tgid, fd, way, source, result as u64);
+        capture::transfer(ctx, pid_tgid, fd, way, source, result as u64);
     }
 }
 
@@ -136,6 +133,22 @@ fn matters(number: i64) -> bool {
             | nr::DUP3
             | nr::FCNTL
     )
+}
+
+/// The descriptor that a call made a connection, and the process's part in
+/// it.
+#[inline(always)]
+fn opened(pid_tgid: u64, number: i64, args: [u64; 4], result: i64) -> Option<(i32, u8)> {
+    let [first, second, ..] = args;
+    let fd = first as i32;
+    match number {
+        nr::ACCEPT | nr::ACCEPT4 => return Some((result as i32, role::SERVER)),
+        nr::CONNECT => return Some((fd, role::CLIENT)),
+        nr::DUP | nr::DUP2 | nr::DUP3 => {}
+        nr::FCNTL if second == F_DUPFD || second == F_DUPFD_CLOEXEC => {}
+        _ => return None,
+    }
+    connections::role((pid_tgid >> 32) as u32, fd).map(|role| (result as i32, role))
 }
 
 /// `pid_tgid` of the current thread if its process is a target.

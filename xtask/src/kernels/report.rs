@@ -20,8 +20,9 @@ pub(super) struct Boot {
     pub(super) release: String,
     /// From power-on to power-off.
     pub(super) took: Duration,
-    /// Instructions that the verifier walked through, by program.
-    programs: BTreeMap<String, u64>,
+    /// Instructions that the verifier walked through, by program; none where
+    /// the kernel does not tell (before 5.16).
+    programs: BTreeMap<String, Option<u64>>,
     /// What else the loader said.
     load: Vec<String>,
     /// What `otel-ebpf check` said.
@@ -71,13 +72,13 @@ impl Boot {
     /// Why this kernel is not good enough; empty when it is.
     pub(super) fn failures(&self) -> Vec<String> {
         let mut failures = Vec::new();
-        for part in ["load", "check"] {
+        for (part, said) in [("load", &self.load), ("check", &self.check)] {
             match self.statuses.get(part) {
                 Some(0) => {}
                 Some(status) => failures.push(format!(
                     "{}: {part} exited with {status}\n{}",
                     self.version,
-                    self.load.join("\n")
+                    said.join("\n")
                 )),
                 None => failures.push(format!("{}: {part} never ended", self.version)),
             }
@@ -107,7 +108,8 @@ pub(super) fn table(boots: &[Boot]) -> String {
         write!(text, "\n{name:width$}").ok();
         for boot in boots {
             match boot.programs.get(name) {
-                Some(instructions) => write!(text, " {instructions:>10}").ok(),
+                Some(Some(instructions)) => write!(text, " {instructions:>10}").ok(),
+                Some(None) => write!(text, " {:>10}", "loaded").ok(),
                 None => write!(text, " {:>10}", "-").ok(),
             };
         }
@@ -121,10 +123,13 @@ fn after<'a>(line: &'a str, marker: &str) -> Option<&'a str> {
     line.split_once(marker).map(|(_, rest)| rest.trim())
 }
 
-/// `name verified_insns`, as `--load-only` prints it.
-fn program_line(line: &str) -> Option<(&str, u64)> {
+/// `name verified_insns` or `name unknown`, as `--load-only` prints it.
+fn program_line(line: &str) -> Option<(&str, Option<u64>)> {
     let (name, instructions) = line.split_once(' ')?;
-    Some((name, instructions.trim().parse().ok()?))
+    match instructions.trim() {
+        "unknown" => Some((name, None)),
+        number => Some((name, Some(number.parse().ok()?))),
+    }
 }
 
 #[cfg(test)]
@@ -140,7 +145,7 @@ mod tests {
 otel-ebpf-vm kernel 5.10.0-32-cloud-amd64
 otel-ebpf-vm begin load
 on_read 1234
-on_write 99
+on_write unknown
 otel-ebpf-vm end load 0
 otel-ebpf-vm begin check
 all is well
@@ -150,7 +155,8 @@ otel-ebpf-vm end check 0";
     fn a_good_boot_has_no_failures() {
         let boot = boot(GOOD);
         assert_eq!(boot.release, "5.10.0-32-cloud-amd64");
-        assert_eq!(boot.programs["on_read"], 1234);
+        assert_eq!(boot.programs["on_read"], Some(1234));
+        assert_eq!(boot.programs["on_write"], None);
         assert_eq!(boot.check, ["all is well"]);
         assert_eq!(boot.failures(), Vec::<String>::new());
     }
@@ -158,7 +164,7 @@ otel-ebpf-vm end check 0";
     #[test]
     fn a_refused_program_fails_with_the_verifiers_words() {
         let text = GOOD
-            .replace("on_write 99", "invalid mem access 'scalar'")
+            .replace("on_write unknown", "invalid mem access 'scalar'")
             .replace("end load 0", "end load 1");
         let failures = boot(&text).failures();
         assert_eq!(failures.len(), 1);
@@ -173,7 +179,7 @@ otel-ebpf-vm end check 0";
 
     #[test]
     fn a_load_of_nothing_fails() {
-        let text = GOOD.replace("on_read 1234\non_write 99\n", "");
+        let text = GOOD.replace("on_read 1234\non_write unknown\n", "");
         assert_eq!(boot(&text).failures(), ["5.10: no program was loaded"]);
     }
 
@@ -182,5 +188,6 @@ otel-ebpf-vm end check 0";
         let text = table(&[boot(GOOD)]);
         assert_eq!(text.lines().count(), 3);
         assert!(text.contains("on_read"), "{text}");
+        assert!(text.contains("loaded"), "{text}");
     }
 }
