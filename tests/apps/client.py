@@ -24,12 +24,12 @@ class BlockingClients:
         self.session.mount("https://", adapter)
         self.manager = urllib3.PoolManager(num_pools=POOL, maxsize=POOL)
 
-    def get(self, library, url):
+    def get(self, library, url, headers=None):
         if library == "requests":
-            response = self.session.get(url, timeout=TIMEOUT)
+            response = self.session.get(url, timeout=TIMEOUT, headers=headers)
             return response.status_code, response.text
         if library == "urllib3":
-            response = self.manager.request("GET", url, timeout=TIMEOUT)
+            response = self.manager.request("GET", url, timeout=TIMEOUT, headers=headers)
             return response.status, response.data.decode()
         raise ValueError(f"no blocking client is called {library!r}")
 
@@ -49,12 +49,12 @@ class AsyncClients:
             timeout=aiohttp.ClientTimeout(total=TIMEOUT),
         )
 
-    async def get(self, library, url):
+    async def get(self, library, url, headers=None):
         if library == "httpx":
-            response = await self.httpx.get(url)
+            response = await self.httpx.get(url, headers=headers)
             return response.status_code, response.text
         if library == "aiohttp":
-            async with self.aiohttp.get(url) as response:
+            async with self.aiohttp.get(url, headers=headers) as response:
                 return response.status, await response.text()
         raise ValueError(f"no client on the event loop is called {library!r}")
 
@@ -72,3 +72,13 @@ def with_query(url, **pairs):
     """The URL with further query parameters."""
     query = "&".join(f"{name}={value}" for name, value in pairs.items())
     return f"{url}{'&' if '?' in url else '?'}{query}"
+
+
+def context_headers(wish, received):
+    """Headers with the trace context that a request wishes its calls to carry:
+    a `traceparent` to send, or `forward` for the caller's own, unchanged.
+    """
+    if wish == "forward":
+        names = ("traceparent", "tracestate")
+        return {name: received[name] for name in names if name in received}
+    return {"traceparent": wish} if wish else None

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from fastapi import BackgroundTasks, FastAPI, HTTPException, Query, Request, Response, WebSocket
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
-from client import AsyncClients, BlockingClients, is_async, with_query
+from client import AsyncClients, BlockingClients, context_headers, is_async, with_query
 
 blocking = BlockingClients()
 
@@ -38,11 +38,11 @@ def calls(url, tag, count):
     return [with_query(base, id=tag, call=call) for call in range(count)]
 
 
-async def get(library, url):
+async def get(library, url, headers=None):
     """One call: on the loop, or in a thread for a library that blocks."""
     if is_async(library):
-        return await app.state.clients.get(library, url)
-    return await asyncio.to_thread(blocking.get, library, url)
+        return await app.state.clients.get(library, url, headers)
+    return await asyncio.to_thread(blocking.get, library, url, headers)
 
 
 @app.get("/", response_class=PlainTextResponse)
@@ -57,7 +57,8 @@ async def item(item_id: int):
 
 @app.get("/status/{code}")
 async def status(code: int):
-    return Response(f"{code}\n", status_code=code, media_type="text/plain")
+    body = None if code in (204, 304) else f"{code}\n"
+    return Response(body, status_code=code, media_type="text/plain")
 
 
 @app.api_route("/echo", methods=["POST", "PUT"])
@@ -94,9 +95,17 @@ async def websocket(socket: WebSocket):
 
 
 @app.get("/downstream")
-async def downstream(n: int = 1, id: str = "none", client: str = "httpx", url: str = BASE_URL):
-    """One call after the other."""
-    return [await get(client, call) for call in calls(url, id, n)]
+async def downstream(
+    request: Request,
+    n: int = 1,
+    id: str = "none",
+    client: str = "httpx",
+    url: str = BASE_URL,
+    traceparent: str | None = None,
+):
+    """One call after the other, with a trace context where one is wished."""
+    headers = context_headers(traceparent, request.headers)
+    return [await get(client, call, headers) for call in calls(url, id, n)]
 
 
 @app.get("/gather")

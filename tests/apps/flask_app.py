@@ -9,7 +9,7 @@ import os
 from flask import Flask, Response, abort, jsonify, request
 from markupsafe import escape
 
-from client import BlockingClients, with_query
+from client import BlockingClients, context_headers, with_query
 
 app = Flask(__name__)
 clients = BlockingClients()
@@ -27,7 +27,7 @@ def item(item_id):
 
 @app.get("/status/<int:code>")
 def status(code):
-    return Response(f"{code}\n", status=code)
+    return Response(None if code in (204, 304) else f"{code}\n", status=code)
 
 
 @app.route("/echo", methods=["POST", "PUT"])
@@ -58,10 +58,14 @@ def missing():
 
 @app.get("/downstream")
 def downstream():
-    """Makes `n` calls, one after the other, each with an id of its own."""
+    """Makes `n` calls, one after the other, each with an id of its own, and
+    with a trace context where one is wished."""
     url = request.args.get("url") or os.environ["APP_DOWNSTREAM"]
     library = request.args.get("client", "requests")
     tag = request.args.get("id", "none")
     count = request.args.get("n", default=1, type=int)
-    answers = [clients.get(library, with_query(url, id=tag, call=call)) for call in range(count)]
+    headers = context_headers(request.args.get("traceparent"), request.headers)
+    answers = [
+        clients.get(library, with_query(url, id=tag, call=call), headers) for call in range(count)
+    ]
     return jsonify(answers)

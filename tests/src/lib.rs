@@ -1,3 +1,10 @@
 //! Shared by the live and replay tests.
 
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod app;
+pub mod client;
+pub mod process;
 pub mod receiver;
+pub mod trace;

@@ -1,0 +1,236 @@
+//! The agent under test, as an operator starts it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::process::{Group, PATIENCE, Signal, empty_file, path_from, wait_for};
+use crate::trace::{Span, from_file};
+
+/// How the agent is to be started; by default it writes its spans to a file.
+#[derive(Clone, Default)]
+pub struct AgentOptions {
+    pids: Vec<u32>,
+    arguments: Vec<OsString>,
+    environment: Vec<(String, OsString)>,
+    elsewhere: bool,
+}
+
+/// A running agent; it is killed when dropped.
+pub struct Agent {
+    /// Its process.
+    pub group: Group,
+    folder: TempDir,
+}
+
+/// An agent that ended.
+pub struct Ended {
+    /// How.
+    pub status: ExitStatus,
+    /// What it printed.
+    pub lines: Vec<String>,
+    /// Every span that it wrote to its file, by start.
+    pub spans: Vec<Span>,
+    /// The counters of its summary; those not printed are 0.
+    pub counters: Counters,
+}
+
+/// Counters by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters(pub BTreeMap<String, u64>);
+
+impl AgentOptions {
+    /// Traces these processes.
+    pub fn new(pids: &[u32]) -> Self {
+        Self {
+            pids: pids.to_vec(),
+            ..Self::default()
+        }
+    }
+
+    /// Further arguments.
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(OsString::from));
+        self
+    }
+
+    /// A variable of its environment.
+    pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Writes no file: the arguments or variables say where spans go.
+    pub fn elsewhere(mut self) -> Self {
+        self.elsewhere = true;
+        self
+    }
+
+    /// Starts it and waits until it traces every process.
+    pub fn start(self) -> Result<Agent> {
+        let folder = tempfile::tempdir()?;
+        let words = self.words(folder.path())?;
+        let mut words = words.into_iter();
+        let mut command = Command::new(words.next().context("no command")?);
+        clean(&mut command);
+        command.args(words).envs(self.environment);
+        let mut agent = Agent {
+            group: Group::spawn("the agent", &mut command)?,
+            folder,
+        };
+        for &pid in &self.pids {
+            agent.wait_until_it_traces(pid)?;
+        }
+        Ok(agent)
+    }
+
+    /// The command line, for a test that starts it in its own way; spans go
+    /// to `spans.jsonl` in the folder.
+    pub fn words(&self, folder: &Path) -> Result<Vec<OsString>> {
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "live tests load BPF programs, which needs root: run `cargo xtask test`"
+        );
+        let mut words = vec![binary()?.into_os_string()];
+        for pid in &self.pids {
+            words.extend(["--pid".into(), pid.to_string().into()]);
+        }
+        if !self.elsewhere {
+            let file = folder.join("spans.jsonl");
+            empty_file(&file)?;
+            words.extend(["--otlp-file".into(), file.into_os_string()]);
+            words.extend(["--bsp-schedule-delay".into(), "50".into()]);
+        }
+        words.extend(self.arguments.iter().cloned());
+        Ok(words)
+    }
+}
+
+impl Agent {
+    /// Traces these processes, with spans to a file.
+    pub fn attach(pids: &[u32]) -> Result<Self> {
+        AgentOptions::new(pids).start()
+    }
+
+    /// Waits until it says that it traces the process.
+    pub fn wait_until_it_traces(&mut self, pid: u32) -> Result<()> {
+        let start = format!("otel-ebpf: tracing {pid}:");
+        self.wait_for_line(|line| line.starts_with(&start))?;
+        Ok(())
+    }
+
+    /// Waits for a line that it prints.
+    pub fn wait_for_line(&mut self, wanted: impl Fn(&str) -> bool) -> Result<String> {
+        let found = wait_for("a line of the agent", PATIENCE, || {
+            if let Some(line) = self.group.lines().into_iter().find(|line| wanted(line)) {
+                return Ok(Some(line));
+            }
+            self.group.expect_running()?;
+            Ok(None)
+        });
+        found.with_context(|| self.group.log())
+    }
+
+    /// The spans it wrote so far, by start.
+    pub fn spans(&self) -> Result<Vec<Span>> {
+        from_file(&self.folder.path().join("spans.jsonl"))
+    }
+
+    /// Waits for so many spans; there may be more. Returns all.
+    pub fn wait_for_spans(&mut self, count: usize) -> Result<Vec<Span>> {
+        let found = wait_for(&format!("{count} spans"), PATIENCE, || {
+            let spans = self.spans()?;
+            Ok((spans.len() >= count).then_some(spans))
+        });
+        found.with_context(|| {
+            let spans = self.spans().unwrap_or_default();
+            format!("{}\nthere are {spans:#?}", self.group.log())
+        })
+    }
+
+    /// Stops it with SIGINT.
+    pub fn stop(self) -> Result<Ended> {
+        self.stop_with(Signal::INT, PATIENCE)
+    }
+
+    /// Stops it with a signal; it has to end well, and in time.
+    pub fn stop_with(self, signal: Signal, limit: Duration) -> Result<Ended> {
+        self.group.signal(signal)?;
+        let ended = self.wait(limit)?;
+        ensure!(
+            ended.status.success(),
+            "the agent failed: {}\n{}",
+            ended.status,
+            ended.lines.join("\n")
+        );
+        Ok(ended)
+    }
+
+    /// Waits for its end.
+    pub fn wait(mut self, limit: Duration) -> Result<Ended> {
+        let status = self.group.wait(limit)?;
+        let lines = self.group.lines();
+        let path = self.folder.path().join("spans.jsonl");
+        let spans = if path.exists() {
+            from_file(&path)?
+        } else {
+            Vec::new()
+        };
+        let counters = Counters::of(&lines)?;
+        Ok(Ended {
+            status,
+            lines,
+            spans,
+            counters,
+        })
+    }
+}
+
+impl Counters {
+    /// Reads the last summary among the agent's lines.
+    pub fn of(lines: &[String]) -> Result<Self> {
+        let summary = lines
+            .iter()
+            .rev()
+            .find_map(|line| line.strip_prefix("otel-ebpf: summary "));
+        let Some(summary) = summary else {
+            bail!("the agent printed no summary:\n{}", lines.join("\n"));
+        };
+        let pairs = summary.split(' ').map(|pair| {
+            let (name, value) = pair.split_once('=').context("no name=value")?;
+            Ok((name.to_owned(), value.parse()?))
+        });
+        pairs.collect::<Result<_>>().map(Self)
+    }
+
+    /// A counter's value.
+    pub fn get(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+
+    /// Asserts that nothing was lost, in the kernel or here.
+    #[track_caller]
+    pub fn assert_nothing_lost(&self) {
+        assert_eq!(self.get("lost"), 0, "{self:#?}");
+    }
+}
+
+/// The agent's binary.
+pub fn binary() -> Result<PathBuf> {
+    path_from("OTEL_EBPF_AGENT", "../target/release/otel-ebpf")
+}
+
+/// Takes the test's own settings away from a command.
+pub fn clean(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("OTEL_") && !text.starts_with("OTEL_EBPF_") {
+            command.env_remove(name);
+        }
+    }
+}
