@@ -234,9 +234,10 @@ impl Discovery {
         };
         if tracee.interpreter.is_some() {
             changes.messages.push(message);
-            tracee.target.flags &= !target_flag::TASK_AFTER_READ;
+            tracee.target.flags &= !(target_flag::TASK_AFTER_READ | target_flag::LINEAGE);
             self.hook_contexts(child, &process, probes);
             self.modules(child, &process, probes);
+            self.publish(child, probes);
         }
         self.seed(child, probes, &mut changes);
         changes
@@ -393,13 +394,19 @@ impl Discovery {
             }
             self.hook_contexts(pid, process, probes);
             self.modules(pid, process, probes);
-            if let Some(tracee) = self.tracees.get(&pid)
-                && let Err(error) = probes.set_target(pid, &tracee.target)
-            {
-                tracing::warn!(pid, %error, "cannot tell the kernel side about the interpreter");
-            }
+            self.publish(pid, probes);
         }
         self.resource(pid, changes);
+    }
+
+    /// Tells the kernel side how to read a process: only now, with the probes
+    /// in place, does what they see count.
+    fn publish(&self, pid: u32, probes: &mut Probes) {
+        if let Some(tracee) = self.tracees.get(&pid)
+            && let Err(error) = probes.set_target(pid, &tracee.target)
+        {
+            tracing::warn!(pid, %error, "cannot tell the kernel side about the interpreter");
+        }
     }
 
     /// Makes the process's resource anew.
@@ -443,6 +450,7 @@ impl Discovery {
             return;
         }
         let image = &interpreter.image;
+        let mut complete = true;
         for (name, hook) in [
             ("PyContext_CopyCurrent", Hook::ContextReturned),
             ("PyContext_New", Hook::ContextCreated),
@@ -454,19 +462,28 @@ impl Discovery {
                 .ok()
                 .flatten()
                 .and_then(|symbol| image.elf.file_offset(symbol.address));
-            match offset {
-                Some(offset) => {
-                    self.stats.hook(pid, probes, hook, &image.path, offset);
+            complete &= match offset {
+                Some(offset) => self.stats.hook(pid, probes, hook, &image.path, offset),
+                None => {
+                    self.stats.hooks_failed.one();
+                    false
                 }
-                None => self.stats.hooks_failed.one(),
+            };
+        }
+        match interpreter.context_makers(process) {
+            Ok(places) => {
+                for place in &places {
+                    complete &= self.stats.hook_at(pid, probes, Hook::ContextCreated, place);
+                }
+            }
+            Err(error) => {
+                self.stats.hooks_failed.one();
+                tracing::warn!(pid, %error, "cannot find the functions that make contexts");
+                complete = false;
             }
         }
-        match interpreter.method_address(process, "_contextvars", "Context", "copy") {
-            Ok(Some(place)) => self
-                .stats
-                .hook_at(pid, probes, Hook::ContextCreated, &place),
-            Ok(None) => {}
-            Err(error) => tracing::debug!(pid, %error, "cannot find Context.copy"),
+        if complete && let Some(tracee) = self.tracees.get_mut(&pid) {
+            tracee.target.flags |= target_flag::LINEAGE;
         }
     }
 
@@ -488,9 +505,10 @@ impl Discovery {
         let (module, class, _) = uvloop::WRITE;
         for method in ["write", "writelines"] {
             match interpreter.method_address(process, module, class, method) {
-                Ok(Some(place)) => self
-                    .stats
-                    .hook_at(pid, probes, Hook::TransportWrite, &place),
+                Ok(Some(place)) => {
+                    self.stats
+                        .hook_at(pid, probes, Hook::TransportWrite, &place);
+                }
                 Ok(None) => {}
                 Err(error) => tracing::debug!(pid, %error, method, "cannot find uvloop's method"),
             }
@@ -560,16 +578,28 @@ impl Tracee {
 }
 
 impl DiscoveryStats {
-    fn hook_at(&self, pid: u32, probes: &mut Probes, hook: Hook, place: &Location) {
-        self.hook(pid, probes, hook, &place.path, place.file_offset);
+    /// Attaches a probe; whether that went well.
+    fn hook_at(&self, pid: u32, probes: &mut Probes, hook: Hook, place: &Location) -> bool {
+        self.hook(pid, probes, hook, &place.path, place.file_offset)
     }
 
-    fn hook(&self, pid: u32, probes: &mut Probes, hook: Hook, path: &std::path::Path, offset: u64) {
+    fn hook(
+        &self,
+        pid: u32,
+        probes: &mut Probes,
+        hook: Hook,
+        path: &std::path::Path,
+        offset: u64,
+    ) -> bool {
         match probes.hook(hook, pid, path, offset) {
-            Ok(()) => tracing::debug!(pid, ?hook, path = %path.display(), offset, "attached"),
+            Ok(()) => {
+                tracing::debug!(pid, ?hook, path = %path.display(), offset, "attached");
+                true
+            }
             Err(error) => {
                 self.hooks_failed.one();
                 tracing::warn!(pid, %error, ?hook, "cannot attach a probe");
+                false
             }
         }
     }

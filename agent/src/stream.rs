@@ -132,6 +132,8 @@ pub enum Progress {
     Read {
         /// The connection and the transfer's first byte.
         bytes: Owner,
+        /// How many bytes.
+        len: u64,
         /// The exchange all its bytes belong to; none if they belong to
         /// several, or to none.
         exchange: Option<u64>,
@@ -475,6 +477,7 @@ impl Stream {
                     conn: data.conn,
                     offset: data.offset,
                 },
+                len: data.len.into(),
                 exchange: touched.exchange(),
                 completes_head: touched.completes_head,
             });

@@ -80,7 +80,7 @@ pub(crate) fn transfer(pid_tgid: u64, fd: i32, way: u8, source: Source, total: u
                 conn: connection.id,
                 offset,
             };
-            contexts::read_by(pid, thread, place, owner, fd);
+            contexts::read_by(pid_tgid, target, thread, place, owner, fd);
         }
     } else {
         offset = connection.sent;
@@ -88,7 +88,7 @@ pub(crate) fn transfer(pid_tgid: u64, fd: i32, way: u8, source: Source, total: u
         started = thread.entered;
         thread.entered = 0;
         if connection.role != role::SERVER {
-            finding = contexts::sender(pid, fd, connection.id, thread, place);
+            finding = contexts::sender(pid, fd, connection.id, target, thread, place);
         }
         if thread.owner.conn == connection.id {
             thread.flags |= thread_flag::ANSWERED;

@@ -76,30 +76,49 @@ pub(crate) fn place(target: &Target) -> Option<Place> {
 /// A server connection's bytes were read: they own what is done from here on
 /// in this context, or outside any context by this thread.
 #[inline(always)]
-pub(crate) fn read_by(pid: u32, thread: &mut Thread, place: Option<Place>, owner: Owner, fd: i32) {
+pub(crate) fn read_by(
+    pid_tgid: u64,
+    target: &Target,
+    thread: &mut Thread,
+    place: Option<Place>,
+    owner: Owner,
+    fd: i32,
+) {
     match place {
         Some(Place {
             context,
             entered: true,
         }) => {
-            set_owner(pid, context, owner, rule::CONTEXT);
+            if target.flags & target_flag::LINEAGE != 0 {
+                let pid = (pid_tgid >> 32) as u32;
+                set_owner(pid, context, owner, rule::CONTEXT, true);
+            }
         }
-        _ => threads::reads(thread, owner, fd),
+        _ => threads::reads(pid_tgid, thread, owner, fd),
     }
 }
 
 /// Who owns what the current thread does now.
 #[inline(always)]
-pub(crate) fn current_owner(pid: u32, thread: &Thread, place: Option<Place>) -> Finding {
+pub(crate) fn current_owner(
+    pid: u32,
+    target: &Target,
+    thread: &Thread,
+    place: Option<Place>,
+) -> Finding {
     match place {
         None => Finding {
             owner: Owner::default(),
             rule: rule::NO_THREAD_STATE,
         },
+        Some(Place { entered: true, .. }) if target.flags & target_flag::LINEAGE == 0 => Finding {
+            owner: Owner::default(),
+            rule: rule::UNKNOWN_CONTEXT,
+        },
         Some(Place {
             context,
             entered: true,
-        }) => context_owner(pid, context),
+        }) => context_owner(pid, context).0,
         Some(_) if thread.flags & thread_flag::EVENT_LOOP != 0 => Finding {
             owner: Owner::default(),
             rule: rule::EVENT_LOOP,
@@ -122,11 +141,12 @@ pub(crate) fn sender(
     pid: u32,
     fd: i32,
     conn: u64,
+    target: &Target,
     thread: &Thread,
     place: Option<Place>,
 ) -> Finding {
-    let finding = current_owner(pid, thread, place);
-    if finding.rule != rule::EVENT_LOOP {
+    let finding = current_owner(pid, target, thread, place);
+    if thread.flags & thread_flag::EVENT_LOOP == 0 {
         return finding;
     }
     let key = Descriptor { pid, fd };
@@ -139,9 +159,19 @@ pub(crate) fn sender(
     if queued.conn != conn {
         return finding;
     }
+    if finding.rule == rule::EVENT_LOOP {
+        return Finding {
+            owner: queued.owner,
+            rule: queued.rule as u8,
+        };
+    }
+    // The queue was too long to wait and is written by whoever filled it.
+    if finding.owner == queued.owner {
+        return finding;
+    }
     Finding {
-        owner: queued.owner,
-        rule: queued.rule as u8,
+        owner: Owner::default(),
+        rule: rule::MIXED_QUEUE,
     }
 }
 
@@ -160,40 +190,71 @@ pub(crate) fn copied(child: u64) {
     count(Counter::ContextCopies);
     let Some(thread) = threads::entry(pid_tgid) else {
         // The address may have belonged to another context.
-        set_owner(pid, child, Owner::default(), rule::UNKNOWN_CONTEXT);
+        set_owner(pid, child, Owner::default(), rule::UNKNOWN_CONTEXT, false);
         return;
     };
-    let place = place(target);
-    let mut finding = current_owner(pid, thread, place);
-    let inferable = finding.rule == rule::UNKNOWN_CONTEXT || finding.rule == rule::UNOWNED_CONTEXT;
-    if inferable
-        && target.flags & target_flag::TASK_AFTER_READ != 0
-        && thread.flags & thread_flag::FRESH_READ != 0
-        && thread.flags & thread_flag::EVENT_LOOP != 0
-    {
-        finding = Finding {
-            owner: thread.read,
-            rule: rule::CONTEXT_AFTER_READ,
-        };
-        thread.flags &= !thread_flag::FRESH_READ;
-    }
+    let finding = current_owner(pid, target, thread, place(target));
+    let finding = after_read(target, thread, finding);
     let rule = match finding.rule {
         rule::CONTEXT | rule::THREAD => rule::CONTEXT,
         rule::CONTEXT_AFTER_READ => rule::CONTEXT_AFTER_READ,
         rule::UNKNOWN_CONTEXT | rule::NO_THREAD_STATE => rule::UNKNOWN_CONTEXT,
         _ => rule::UNOWNED_CONTEXT,
     };
-    set_owner(pid, child, finding.owner, rule);
+    set_owner(pid, child, finding.owner, rule, false);
 }
 
-/// A context came into being by another way than copying the current one: it
-/// is nobody's, whatever its address was before.
+/// A context came into being by another way than copying the current one:
+/// whatever its address was before, it is nobody's, unless the server made
+/// it for the request whose bytes it is handling (uvicorn's
+/// `--reset-contextvars`).
 #[inline(always)]
 pub(crate) fn created(context: u64) {
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    if processes::target(pid).is_some() && context != 0 {
-        set_owner(pid, context, Owner::default(), rule::UNOWNED_CONTEXT);
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let pid = (pid_tgid >> 32) as u32;
+    let Some(target) = processes::target(pid) else {
+        return;
+    };
+    if context == 0 {
+        return;
     }
+    let mut finding = Finding {
+        owner: Owner::default(),
+        rule: rule::UNOWNED_CONTEXT,
+    };
+    if let Some(thread) = threads::entry(pid_tgid) {
+        if let Some(Place {
+            context: current,
+            entered: true,
+        }) = place(target)
+            && target.flags & target_flag::LINEAGE != 0
+            && let (found, true) = context_owner(pid, current)
+        {
+            finding = found;
+        }
+        finding = after_read(target, thread, finding);
+    }
+    set_owner(pid, context, finding.owner, finding.rule, false);
+}
+
+/// The finding, or the owner of the bytes that were just read if this is the
+/// server's own turn to handle them, on an event loop that reads outside any
+/// context.
+#[inline(always)]
+fn after_read(target: &Target, thread: &mut Thread, finding: Finding) -> Finding {
+    let inferable = finding.rule == rule::UNKNOWN_CONTEXT || finding.rule == rule::UNOWNED_CONTEXT;
+    if inferable
+        && target.flags & target_flag::TASK_AFTER_READ != 0
+        && thread.flags & thread_flag::FRESH_READ != 0
+        && thread.flags & thread_flag::EVENT_LOOP != 0
+    {
+        thread.flags &= !thread_flag::FRESH_READ;
+        return Finding {
+            owner: thread.read,
+            rule: rule::CONTEXT_AFTER_READ,
+        };
+    }
+    finding
 }
 
 /// uvloop's transport was asked to write. It writes later, outside any
@@ -225,14 +286,21 @@ pub(crate) fn queued(transport: u64) {
         muted,
         ..
     } = unsafe { *connection };
-    if end == role::SERVER || muted != 0 {
+    if muted != 0 {
         return;
     }
     let Some(thread) = threads::entry(pid_tgid) else {
         return;
     };
+    if end == role::SERVER {
+        // Answered on the spot: no task will be made for these bytes.
+        if thread.read.conn == id {
+            thread.flags &= !thread_flag::FRESH_READ;
+        }
+        return;
+    }
     count(Counter::QueuedWrites);
-    let finding = current_owner(pid, thread, place(target));
+    let finding = current_owner(pid, target, thread, place(target));
     let mut queued = Queued {
         conn: id,
         owner: finding.owner,
@@ -257,8 +325,9 @@ pub(crate) fn queued(transport: u64) {
     }
 }
 
+/// The owner of a context, and whether its bytes were read in that context.
 #[inline(always)]
-fn context_owner(pid: u32, context: u64) -> Finding {
+fn context_owner(pid: u32, context: u64) -> (Finding, bool) {
     let key = ContextKey {
         context,
         pid,
@@ -268,20 +337,24 @@ fn context_owner(pid: u32, context: u64) -> Finding {
         Some(found) => {
             // SAFETY: the map's values outlive the program run.
             let found = unsafe { *found };
-            Finding {
+            let finding = Finding {
                 owner: found.owner,
                 rule: found.rule as u8,
-            }
+            };
+            (finding, found.direct != 0)
         }
-        None => Finding {
-            owner: Owner::default(),
-            rule: rule::UNKNOWN_CONTEXT,
-        },
+        None => {
+            let finding = Finding {
+                owner: Owner::default(),
+                rule: rule::UNKNOWN_CONTEXT,
+            };
+            (finding, false)
+        }
     }
 }
 
 #[inline(always)]
-fn set_owner(pid: u32, context: u64, owner: Owner, rule: u8) {
+fn set_owner(pid: u32, context: u64, owner: Owner, rule: u8, direct: bool) {
     let key = ContextKey {
         context,
         pid,
@@ -290,7 +363,7 @@ fn set_owner(pid: u32, context: u64, owner: Owner, rule: u8) {
     let value = ContextOwner {
         owner,
         rule: u32::from(rule),
-        pad: 0,
+        direct: u32::from(direct),
     };
     if CONTEXTS.insert(key, &value, 0).is_err() {
         count(Counter::ContextTableRefused);

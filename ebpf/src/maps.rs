@@ -77,6 +77,9 @@ pub(crate) mod thread_flag {
     pub(crate) const FRESH_READ: u32 = 2;
     /// It sent something on the connection of `owner`.
     pub(crate) const ANSWERED: u32 = 4;
+    /// It was seen to return from a wait or an `accept`: had it been an event
+    /// loop, that would be known.
+    pub(crate) const WAITED: u32 = 8;
 }
 
 /// Key of [`CONTEXTS`].
@@ -99,8 +102,9 @@ pub(crate) struct ContextOwner {
     pub(crate) owner: Owner,
     /// The rule by which events in this context are owned.
     pub(crate) rule: u32,
-    /// Zero.
-    pub(crate) pad: u32,
+    /// Non-zero: the owner's bytes were read in this very context, which is
+    /// therefore the server's own.
+    pub(crate) direct: u32,
 }
 
 /// Value of [`QUEUED`].

@@ -13,6 +13,10 @@ pub mod target_flag {
     /// the end of its head, on an event loop that reads outside any context
     /// (uvicorn on uvloop).
     pub const TASK_AFTER_READ: u32 = 4;
+    /// Every way in which a `PyContext` comes into being is probed. Without
+    /// it a context at a recycled address would keep its predecessor's owner,
+    /// so contexts own nothing.
+    pub const LINEAGE: u32 = 8;
 }
 
 /// A traced process: value of `TARGETS`, keyed by process id.
