@@ -58,7 +58,8 @@ counters! {
         no_thread_state => "spans.no_parent.no_thread_state",
         /// No parent: bytes of several owners in one write.
         mixed_queue => "spans.no_parent.mixed_queue",
-        /// No parent: the owner's bytes hold several requests.
+        /// No parent: the owner's bytes hold several requests, or its next
+        /// request came before it was answered.
         pipelined => "spans.no_parent.pipelined",
         /// No parent: the owner's request is forgotten.
         forgotten => "spans.no_parent.forgotten",
@@ -209,6 +210,11 @@ struct Server {
     /// Its head is known, and with it its trace.
     known: bool,
     ended: bool,
+    /// The next request came before this one was answered, or this one came
+    /// before its predecessor was. A server that goes on with a queued
+    /// request does so in the context of the one before, so that neither can
+    /// be told from the other.
+    pipelined: bool,
 }
 
 /// Exchanges under way and the requests that may own them.
@@ -319,6 +325,11 @@ impl Assembler {
         };
         if role == Role::Server {
             let servers = &mut self.connection(id.conn).servers;
+            let mut pipelined = false;
+            if let Some(before) = servers.back_mut().filter(|before| !before.ended) {
+                before.pipelined = true;
+                pipelined = true;
+            }
             if servers.len() >= MAX_SERVERS {
                 servers.pop_front();
             }
@@ -327,6 +338,7 @@ impl Assembler {
                 identity: identity.clone(),
                 known: false,
                 ended: false,
+                pipelined,
             });
         }
         self.open.insert(
@@ -387,6 +399,9 @@ impl Assembler {
             .ok_or::<fn(&AssembleStats) -> &Count>(|stats| &stats.forgotten)?;
         if !server.known {
             return Err(|stats| &stats.head_incomplete);
+        }
+        if server.pipelined {
+            return Err(|stats| &stats.pipelined);
         }
         if server.ended && evidence.rule == rule::THREAD {
             return Err(|stats| &stats.ended);
@@ -568,5 +583,170 @@ impl Assembler {
         {
             self.connections.remove(&oldest);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVER: u64 = 1;
+    const CLIENT: u64 = 2;
+
+    struct Counting(u8);
+
+    impl Ids for Counting {
+        fn trace_id(&mut self) -> [u8; 16] {
+            [self.next(); 16]
+        }
+
+        fn span_id(&mut self) -> [u8; 8] {
+            [self.next(); 8]
+        }
+    }
+
+    impl Counting {
+        fn next(&mut self) -> u8 {
+            self.0 += 1;
+            self.0
+        }
+    }
+
+    /// An assembler, and what happens on one server connection.
+    struct Scene(Assembler);
+
+    impl Scene {
+        fn new() -> Self {
+            Self(Assembler::new(Box::new(Counting(0))))
+        }
+
+        fn begin(&mut self, conn: u64, number: u64, role: Role, evidence: Evidence) {
+            let id = ExchangeId { conn, number };
+            self.0.begin(id, 7, role, 0, evidence);
+        }
+
+        /// A request of ten bytes is read, from that offset on.
+        fn request(&mut self, number: u64, offset: u64) {
+            let nobody = evidence(0, rule::NONE);
+            self.begin(SERVER, number, Role::Server, nobody);
+            let bytes = Owner {
+                conn: SERVER,
+                offset,
+            };
+            self.0.read(bytes, 10, Some(number), true);
+        }
+
+        fn answered(&mut self, number: u64) {
+            self.0.server_ended(ExchangeId {
+                conn: SERVER,
+                number,
+            });
+        }
+
+        /// Makes a call; the number of the request that it is put under.
+        fn call(&mut self, evidence: Evidence) -> Option<u64> {
+            self.begin(CLIENT, 0, Role::Client, evidence);
+            let id = ExchangeId {
+                conn: CLIENT,
+                number: 0,
+            };
+            let parent = self.0.open.remove(&id)?.identity.parent?;
+            let servers = &self.0.connections[&SERVER].servers;
+            servers
+                .iter()
+                .find(|server| server.identity.span_id == parent.span_id)
+                .map(|server| server.number)
+        }
+    }
+
+    fn evidence(offset: u64, rule: u8) -> Evidence {
+        Evidence {
+            owner: Owner {
+                conn: SERVER,
+                offset,
+            },
+            rule,
+        }
+    }
+
+    #[test]
+    fn a_call_is_under_the_request_whose_bytes_own_it() {
+        let mut scene = Scene::new();
+        scene.request(0, 0);
+        scene.answered(0);
+        scene.request(1, 10);
+        assert_eq!(scene.call(evidence(0, rule::CONTEXT)), Some(0));
+        assert_eq!(scene.call(evidence(10, rule::CONTEXT)), Some(1));
+        assert_eq!(scene.call(evidence(10, rule::THREAD)), Some(1));
+        assert_eq!(scene.call(evidence(10, rule::QUEUED_AFTER_READ)), Some(1));
+    }
+
+    #[test]
+    fn a_request_whose_record_was_lost_owns_nothing() {
+        let mut scene = Scene::new();
+        scene.request(0, 0);
+        scene.answered(0);
+        // What came at 10 was lost.
+        assert_eq!(scene.call(evidence(10, rule::CONTEXT)), None);
+        scene.request(1, 20);
+        assert_eq!(scene.call(evidence(10, rule::CONTEXT)), None);
+        assert_eq!(scene.call(evidence(20, rule::CONTEXT)), Some(1));
+        assert_eq!(scene.call(evidence(30, rule::CONTEXT)), None);
+        assert_eq!(scene.0.stats.forgotten.value(), 3);
+    }
+
+    #[test]
+    fn a_body_in_pieces_belongs_to_its_request_but_for_lost_ones() {
+        let mut scene = Scene::new();
+        scene.request(0, 0);
+        for offset in [10, 20, 40] {
+            let bytes = Owner {
+                conn: SERVER,
+                offset,
+            };
+            scene.0.read(bytes, 10, Some(0), false);
+        }
+        assert_eq!(scene.call(evidence(20, rule::CONTEXT)), Some(0));
+        assert_eq!(scene.call(evidence(30, rule::CONTEXT)), None);
+        assert_eq!(scene.call(evidence(40, rule::CONTEXT)), Some(0));
+    }
+
+    #[test]
+    fn a_link_that_was_inferred_needs_the_end_of_a_head() {
+        let mut scene = Scene::new();
+        scene.request(0, 0);
+        let bytes = Owner {
+            conn: SERVER,
+            offset: 10,
+        };
+        scene.0.read(bytes, 10, Some(0), false);
+        assert_eq!(scene.call(evidence(0, rule::CONTEXT_AFTER_READ)), Some(0));
+        assert_eq!(scene.call(evidence(10, rule::CONTEXT_AFTER_READ)), None);
+        assert_eq!(scene.0.stats.inference_failed.value(), 1);
+    }
+
+    #[test]
+    fn a_thread_owns_nothing_after_the_answer_but_a_context_does() {
+        let mut scene = Scene::new();
+        scene.request(0, 0);
+        scene.answered(0);
+        assert_eq!(scene.call(evidence(0, rule::THREAD)), None);
+        assert_eq!(scene.call(evidence(0, rule::CONTEXT)), Some(0));
+    }
+
+    #[test]
+    fn pipelined_requests_own_nothing() {
+        let mut scene = Scene::new();
+        scene.request(0, 0);
+        assert_eq!(scene.call(evidence(0, rule::CONTEXT)), Some(0));
+        // Queued by the server, and begun in the context of the first.
+        scene.request(1, 10);
+        assert_eq!(scene.call(evidence(0, rule::CONTEXT)), None);
+        scene.answered(0);
+        assert_eq!(scene.call(evidence(0, rule::CONTEXT)), None);
+        assert_eq!(scene.call(evidence(10, rule::CONTEXT_AFTER_READ)), None);
+        scene.answered(1);
+        scene.request(2, 20);
+        assert_eq!(scene.call(evidence(20, rule::CONTEXT)), Some(2));
     }
 }
