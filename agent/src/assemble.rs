@@ -633,7 +633,12 @@ mod tests {
                 conn: SERVER,
                 offset,
             };
-            self.0.read(bytes, 10, Some(number), true);
+            let id = ExchangeId {
+                conn: SERVER,
+                number,
+            };
+            self.0.head(id, None);
+            self.0.read(bytes, offset + 10, Some(number), true);
         }
 
         fn answered(&mut self, number: u64) {
@@ -704,7 +709,7 @@ mod tests {
                 conn: SERVER,
                 offset,
             };
-            scene.0.read(bytes, 10, Some(0), false);
+            scene.0.read(bytes, bytes.offset + 10, Some(0), false);
         }
         assert_eq!(scene.call(evidence(20, rule::CONTEXT)), Some(0));
         assert_eq!(scene.call(evidence(30, rule::CONTEXT)), None);
@@ -719,7 +724,7 @@ mod tests {
             conn: SERVER,
             offset: 10,
         };
-        scene.0.read(bytes, 10, Some(0), false);
+        scene.0.read(bytes, bytes.offset + 10, Some(0), false);
         assert_eq!(scene.call(evidence(0, rule::CONTEXT_AFTER_READ)), Some(0));
         assert_eq!(scene.call(evidence(10, rule::CONTEXT_AFTER_READ)), None);
         assert_eq!(scene.0.stats.inference_failed.value(), 1);
