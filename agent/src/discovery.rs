@@ -537,7 +537,8 @@ impl Discovery {
         changes.processes.push((pid, Arc::new(resource)));
     }
 
-    /// Attaches the probes and tells the kernel side.
+    /// Attaches the probes and tells the kernel side: only now, with the
+    /// probes in place, does what they see count.
     fn follow(&mut self, pid: u32, process: &Process, probes: &mut Probes) {
         self.hook_contexts(pid, process, probes);
         self.modules(pid, process, probes);
@@ -564,6 +565,7 @@ impl Discovery {
             return;
         }
         let image = &interpreter.image;
+        let mut complete = true;
         for (name, hook) in [
             ("PyContext_CopyCurrent", Hook::ContextReturned),
             ("PyContext_New", Hook::ContextCreated),
@@ -575,21 +577,27 @@ impl Discovery {
                 .ok()
                 .flatten()
                 .and_then(|symbol| image.elf.file_offset(symbol.address));
-            match offset {
-                Some(offset) => {
-                    self.stats.hook(pid, probes, hook, &image.path, offset);
+            complete &= match offset {
+                Some(offset) => self.stats.hook(pid, probes, hook, &image.path, offset),
+                None => {
+                    self.stats.hooks_failed.one();
+                    false
                 }
-                None => self.stats.hooks_failed.one(),
+            };
+        }
+        match interpreter.context_makers(process) {
+            Ok(places) => {
+                for place in &places {
+                    complete &= self.stats.hook_at(pid, probes, Hook::ContextCreated, place);
+                }
+            }
+            Err(error) => {
+                self.stats.hooks_failed.one();
+                tracing::warn!(pid, %error, "cannot find the functions that make contexts");
+                complete = false;
             }
         }
-        match interpreter.method_address(process, "_contextvars", "Context", "copy") {
-            Ok(Some(place)) => self
-                .stats
-                .hook_at(pid, probes, Hook::ContextCreated, &place),
-            Ok(None) => {}
-            Err(error) => tracing::debug!(pid, %error, "cannot find Context.copy"),
-        }
-        if let Some(tracee) = self.tracees.get_mut(&pid) {
+        if complete && let Some(tracee) = self.tracees.get_mut(&pid) {
             tracee.target.flags |= target_flag::LINEAGE;
             // What was noted before every probe was in place may be stale.
             tracee.target.epoch = tracee.target.epoch.wrapping_add(1);
@@ -620,9 +628,10 @@ impl Discovery {
         let (module, class, _) = uvloop::WRITE;
         for method in ["write", "writelines"] {
             match interpreter.method_address(process, module, class, method) {
-                Ok(Some(place)) => self
-                    .stats
-                    .hook_at(pid, probes, Hook::TransportWrite, &place),
+                Ok(Some(place)) => {
+                    self.stats
+                        .hook_at(pid, probes, Hook::TransportWrite, &place);
+                }
                 Ok(None) => {}
                 Err(error) => tracing::debug!(pid, %error, method, "cannot find uvloop's method"),
             }
@@ -690,16 +699,28 @@ impl Tracee {
 }
 
 impl DiscoveryStats {
-    fn hook_at(&self, pid: u32, probes: &mut Probes, hook: Hook, place: &Location) {
-        self.hook(pid, probes, hook, &place.path, place.file_offset);
+    /// Attaches a probe; whether that went well.
+    fn hook_at(&self, pid: u32, probes: &mut Probes, hook: Hook, place: &Location) -> bool {
+        self.hook(pid, probes, hook, &place.path, place.file_offset)
     }
 
-    fn hook(&self, pid: u32, probes: &mut Probes, hook: Hook, path: &std::path::Path, offset: u64) {
+    fn hook(
+        &self,
+        pid: u32,
+        probes: &mut Probes,
+        hook: Hook,
+        path: &std::path::Path,
+        offset: u64,
+    ) -> bool {
         match probes.hook(hook, pid, path, offset) {
-            Ok(()) => tracing::debug!(pid, ?hook, path = %path.display(), offset, "attached"),
+            Ok(()) => {
+                tracing::debug!(pid, ?hook, path = %path.display(), offset, "attached");
+                true
+            }
             Err(error) => {
                 self.hooks_failed.one();
                 tracing::warn!(pid, %error, ?hook, "cannot attach a probe");
+                false
             }
         }
     }

@@ -69,7 +69,7 @@ pub(crate) fn transfer(
     let Some(thread) = threads::entry(pid_tgid) else {
         return;
     };
-    let place = contexts::place(target);
+    let place = contexts::place(target, thread);
     let first = connection.received == 0 && connection.sent == 0;
     if first || connection.direction != way {
         connection.direction = way;
@@ -89,7 +89,7 @@ pub(crate) fn transfer(
                 conn: connection.id,
                 offset,
             };
-            contexts::read_by(pid, target, thread, place, owner, fd);
+            contexts::read_by(pid_tgid, target, thread, place, owner, fd);
         }
     } else {
         offset = connection.sent;

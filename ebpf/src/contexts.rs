@@ -33,27 +33,57 @@ pub(crate) struct Finding {
     pub(crate) rule: u8,
 }
 
+/// A context that descends from no request that was seen.
+const NOBODY: Finding = Finding {
+    owner: Owner { conn: 0, offset: 0 },
+    rule: rule::UNOWNED_CONTEXT,
+};
+
 /// Reads the current thread's context; none if its `PyThreadState` cannot be
 /// found or fails its self-check.
+///
+/// The context in which an event loop itself runs counts as none: it is
+/// current between callbacks, whosever turn it was.
 #[inline(always)]
-pub(crate) fn place(target: &Target) -> Option<Place> {
+pub(crate) fn place(target: &Target, thread: &Thread) -> Option<Place> {
+    let mut place = raw_place(target)?;
+    if place.context == thread.loop_context {
+        place.entered = false;
+    }
+    Some(place)
+}
+
+/// The context in which the current thread waits for many descriptors.
+#[inline(always)]
+pub(crate) fn waiting_in(target: &Target) -> u64 {
+    match raw_place(target) {
+        Some(Place {
+            context,
+            entered: true,
+        }) => context,
+        _ => 0,
+    }
+}
+
+#[inline(always)]
+fn raw_place(target: &Target) -> Option<Place> {
     if target.flags & target_flag::PYTHON == 0 {
         return None;
     }
     // SAFETY: the helper has no preconditions.
     let task = unsafe { bpf_get_current_task() };
-    let thread: u64 = kernel::read(task, offset!(task_thread_pointer))?;
+    let pointer: u64 = kernel::read(task, offset!(task_thread_pointer))?;
     let base = if target.flags & target_flag::TSS_INDIRECT != 0 {
-        user::read::<u64>(thread, target.tss_indirect)?
+        user::read::<u64>(pointer, target.tss_indirect)?
     } else {
-        thread
+        pointer
     };
     let tstate: u64 = user::read(base, target.tss_slot)?;
     if tstate == 0 {
         return None;
     }
     let id: u64 = user::read(tstate, i64::from(target.tstate_thread_id))?;
-    if id != thread {
+    if id != pointer {
         count(Counter::ThreadStateMismatch);
         return None;
     }
@@ -77,7 +107,7 @@ pub(crate) fn place(target: &Target) -> Option<Place> {
 /// in this context, or outside any context by this thread.
 #[inline(always)]
 pub(crate) fn read_by(
-    pid: u32,
+    pid_tgid: u64,
     target: &Target,
     thread: &mut Thread,
     place: Option<Place>,
@@ -89,12 +119,15 @@ pub(crate) fn read_by(
             context,
             entered: true,
         }) => {
-            // Nobody follows the context from here if copies are not seen.
             if target.flags & target_flag::LINEAGE != 0 {
-                set_owner(pid, target, context, owner, rule::CONTEXT);
+                let finding = Finding {
+                    owner,
+                    rule: rule::CONTEXT,
+                };
+                set_owner((pid_tgid >> 32) as u32, target, context, finding, true);
             }
         }
-        _ => threads::reads(thread, owner, fd),
+        _ => threads::reads(pid_tgid, thread, owner, fd),
     }
 }
 
@@ -111,10 +144,11 @@ pub(crate) fn current_owner(
             owner: Owner::default(),
             rule: rule::NO_THREAD_STATE,
         },
+        Some(Place { entered: true, .. }) if target.flags & target_flag::LINEAGE == 0 => NOBODY,
         Some(Place {
             context,
             entered: true,
-        }) => context_owner(pid, target, context),
+        }) => context_owner(pid, target, context).0,
         Some(_) if thread.flags & thread_flag::EVENT_LOOP != 0 => Finding {
             owner: Owner::default(),
             rule: rule::EVENT_LOOP,
@@ -142,7 +176,7 @@ pub(crate) fn sender(
     place: Option<Place>,
 ) -> Finding {
     let finding = current_owner(pid, target, thread, place);
-    if finding.rule != rule::EVENT_LOOP {
+    if thread.flags & thread_flag::EVENT_LOOP == 0 {
         return finding;
     }
     let key = Descriptor { pid, fd };
@@ -155,9 +189,19 @@ pub(crate) fn sender(
     if queued.conn != conn {
         return finding;
     }
+    if finding.rule == rule::EVENT_LOOP {
+        return Finding {
+            owner: queued.owner,
+            rule: queued.rule as u8,
+        };
+    }
+    // The queue was too long to wait and is written by whoever filled it.
+    if finding.owner == queued.owner {
+        return finding;
+    }
     Finding {
-        owner: queued.owner,
-        rule: queued.rule as u8,
+        owner: Owner::default(),
+        rule: rule::MIXED_QUEUE,
     }
 }
 
@@ -176,46 +220,69 @@ pub(crate) fn copied(child: u64) {
     count(Counter::ContextCopies);
     let Some(thread) = threads::entry(pid_tgid) else {
         // The address may have belonged to another context.
-        set_owner(pid, target, child, Owner::default(), rule::UNOWNED_CONTEXT);
+        set_owner(pid, target, child, NOBODY, false);
         return;
     };
-    let place = place(target);
-    let mut finding = current_owner(pid, target, thread, place);
+    let finding = current_owner(pid, target, thread, place(target, thread));
+    let finding = after_read(target, thread, finding);
+    let finding = match finding.rule {
+        rule::CONTEXT | rule::THREAD => Finding {
+            owner: finding.owner,
+            rule: rule::CONTEXT,
+        },
+        rule::CONTEXT_AFTER_READ => finding,
+        _ => NOBODY,
+    };
+    set_owner(pid, target, child, finding, false);
+}
+
+/// A context came into being by another way than copying the current one:
+/// whatever its address was before, it is nobody's, unless the server made
+/// it for the request whose bytes it is handling (uvicorn's
+/// `--reset-contextvars`).
+#[inline(always)]
+pub(crate) fn created(context: u64) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let pid = (pid_tgid >> 32) as u32;
+    let Some(target) = processes::target(pid) else {
+        return;
+    };
+    if context == 0 {
+        return;
+    }
+    let mut finding = NOBODY;
+    if let Some(thread) = threads::entry(pid_tgid) {
+        if let Some(Place {
+            context: current,
+            entered: true,
+        }) = place(target, thread)
+            && target.flags & target_flag::LINEAGE != 0
+            && let (found, true) = context_owner(pid, target, current)
+        {
+            finding = found;
+        }
+        finding = after_read(target, thread, finding);
+    }
+    set_owner(pid, target, context, finding, false);
+}
+
+/// The finding, or the owner of the bytes that were just read if this is the
+/// server's own turn to handle them, on an event loop that reads outside any
+/// context.
+#[inline(always)]
+fn after_read(target: &Target, thread: &mut Thread, finding: Finding) -> Finding {
     if finding.rule == rule::UNOWNED_CONTEXT
         && target.flags & target_flag::TASK_AFTER_READ != 0
         && thread.flags & thread_flag::FRESH_READ != 0
         && thread.flags & thread_flag::EVENT_LOOP != 0
     {
-        finding = Finding {
+        thread.flags &= !thread_flag::FRESH_READ;
+        return Finding {
             owner: thread.read,
             rule: rule::CONTEXT_AFTER_READ,
         };
-        thread.flags &= !thread_flag::FRESH_READ;
     }
-    let rule = match finding.rule {
-        rule::CONTEXT | rule::THREAD => rule::CONTEXT,
-        rule::CONTEXT_AFTER_READ => rule::CONTEXT_AFTER_READ,
-        _ => rule::UNOWNED_CONTEXT,
-    };
-    set_owner(pid, target, child, finding.owner, rule);
-}
-
-/// A context came into being by another way than copying the current one: it
-/// is nobody's, whatever its address was before.
-#[inline(always)]
-pub(crate) fn created(context: u64) {
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    if let Some(target) = processes::target(pid)
-        && context != 0
-    {
-        set_owner(
-            pid,
-            target,
-            context,
-            Owner::default(),
-            rule::UNOWNED_CONTEXT,
-        );
-    }
+    finding
 }
 
 /// uvloop's transport was asked to write. It writes later, outside any
@@ -247,14 +314,21 @@ pub(crate) fn queued(transport: u64) {
         muted,
         ..
     } = unsafe { *connection };
-    if end == role::SERVER || muted != 0 {
+    if muted != 0 {
         return;
     }
     let Some(thread) = threads::entry(pid_tgid) else {
         return;
     };
+    if end == role::SERVER {
+        // Answered on the spot: no task will be made for these bytes.
+        if thread.read.conn == id {
+            thread.flags &= !thread_flag::FRESH_READ;
+        }
+        return;
+    }
     count(Counter::QueuedWrites);
-    let finding = current_owner(pid, target, thread, place(target));
+    let finding = current_owner(pid, target, thread, place(target, thread));
     let mut queued = Queued {
         conn: id,
         owner: finding.owner,
@@ -279,8 +353,9 @@ pub(crate) fn queued(transport: u64) {
     }
 }
 
+/// The owner of a context, and whether its bytes were read in that context.
 #[inline(always)]
-fn context_owner(pid: u32, target: &Target, context: u64) -> Finding {
+fn context_owner(pid: u32, target: &Target, context: u64) -> (Finding, bool) {
     let key = ContextKey {
         context,
         pid,
@@ -290,15 +365,13 @@ fn context_owner(pid: u32, target: &Target, context: u64) -> Finding {
         Some(found) => {
             // SAFETY: the map's values outlive the program run.
             let found = unsafe { *found };
-            Finding {
+            let finding = Finding {
                 owner: found.owner,
                 rule: found.rule as u8,
-            }
+            };
+            (finding, found.direct != 0)
         }
-        None => Finding {
-            owner: Owner::default(),
-            rule: rule::UNOWNED_CONTEXT,
-        },
+        None => (NOBODY, false),
     }
 }
 
@@ -306,23 +379,24 @@ fn context_owner(pid: u32, target: &Target, context: u64) -> Finding {
 /// mostly there already; no other thread looks at it, as the context is this
 /// thread's own until the program returns.
 #[inline(always)]
-fn set_owner(pid: u32, target: &Target, context: u64, owner: Owner, rule: u8) {
+fn set_owner(pid: u32, target: &Target, context: u64, finding: Finding, direct: bool) {
     let key = ContextKey {
         context,
         pid,
         epoch: target.epoch,
     };
     let value = ContextOwner {
-        owner,
-        rule: u32::from(rule),
-        pad: 0,
+        owner: finding.owner,
+        rule: u32::from(finding.rule),
+        direct: u32::from(direct),
     };
     if let Some(entry) = CONTEXTS.get_ptr_mut(key) {
         // SAFETY: the map's values outlive the program run.
         unsafe { *entry = value };
         return;
     }
-    if owner.conn != 0 && CONTEXTS.insert(key, &value, 0).is_err() {
+    // A context without an entry is nobody's.
+    if finding.owner.conn != 0 && CONTEXTS.insert(key, &value, 0).is_err() {
         count(Counter::ContextTableRefused);
     }
 }

@@ -88,6 +88,9 @@ pub(crate) struct Thread {
     pub(crate) owner: Owner,
     /// The server bytes it read last.
     pub(crate) read: Owner,
+    /// The entered context in which it waited last for many descriptors: that
+    /// of its event loop. 0 if that was outside any context.
+    pub(crate) loop_context: u64,
     /// The descriptor whose bytes `read` names.
     pub(crate) read_fd: i32,
     /// See [`thread_flag`].
@@ -102,6 +105,9 @@ pub(crate) mod thread_flag {
     pub(crate) const FRESH_READ: u32 = 2;
     /// It sent something on the connection of `owner`.
     pub(crate) const ANSWERED: u32 = 4;
+    /// It was seen to return from a wait or an `accept`: had it been an event
+    /// loop, that would be known.
+    pub(crate) const WAITED: u32 = 8;
 }
 
 /// Key of [`CONTEXTS`].
@@ -125,8 +131,9 @@ pub(crate) struct ContextOwner {
     pub(crate) owner: Owner,
     /// The rule by which events in this context are owned.
     pub(crate) rule: u32,
-    /// Zero.
-    pub(crate) pad: u32,
+    /// Non-zero: the owner's bytes were read in this very context, which is
+    /// therefore the server's own.
+    pub(crate) direct: u32,
 }
 
 /// Value of [`QUEUED`].

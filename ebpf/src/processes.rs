@@ -1,7 +1,7 @@
 //! Follows target processes: fork, exec, exit.
 
 use abi::counter::Counter;
-use abi::map::Target;
+use abi::map::{Target, target_flag};
 use abi::record::{Process, kind};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
@@ -29,7 +29,9 @@ pub(crate) fn fork(parent: u64, child: u64) -> Option<u32> {
     if pid == parent {
         return None;
     }
-    let copy = *target;
+    // The child's contexts are not followed until it has probes of its own.
+    let mut copy = *target;
+    copy.flags &= !(target_flag::LINEAGE | target_flag::TASK_AFTER_READ);
     if TARGETS.insert(pid, &copy, 0).is_err() {
         count(Counter::TargetTableFull);
         return None;

@@ -5,7 +5,7 @@
 //! program run instead of two, and a call that began before the attach is
 //! seen whole. The entry is watched only where its time matters (a client's
 //! first byte), or where the exit is too late (`close`: another thread may
-//! have the descriptor again by then).
+//! have the descriptor again by then; `select`: its sets are overwritten).
 
 use abi::record::{direction, role};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
@@ -14,7 +14,8 @@ use aya_ebpf::programs::RawTracePointContext;
 
 use crate::arch::{self, nr};
 use crate::capture::{self, Source};
-use crate::{connections, processes, threads, user};
+use crate::maps::thread_flag;
+use crate::{connections, contexts, processes, threads, user};
 
 const EINPROGRESS: i64 = -115;
 const MSG_PEEK: u64 = 2;
@@ -36,13 +37,16 @@ pub(crate) fn enter(regs: u64, number: i64) {
                 thread.entered = unsafe { bpf_ktime_get_ns() };
             }
         }
-        nr::EPOLL_WAIT
-        | nr::EPOLL_PWAIT
-        | nr::EPOLL_PWAIT2
-        | nr::POLL
-        | nr::PPOLL
-        | nr::SELECT
-        | nr::PSELECT6 => wait(regs, number),
+        // At its exit the sets name those that are ready only.
+        nr::SELECT | nr::PSELECT6 => {
+            if let Some(pid_tgid) = target_thread()
+                && let Some(args) = arch::args(regs)
+                && selects_several(args)
+                && let Some(thread) = threads::entry(pid_tgid)
+            {
+                threads::waits(thread, false);
+            }
+        }
         nr::CLOSE | nr::DUP2 | nr::DUP3 => {
             let Some(pid_tgid) = target_thread() else {
                 return;
@@ -96,6 +100,11 @@ pub(crate) fn exit(ctx: &RawTracePointContext, regs: u64, result: i64) {
             }
         }
         nr::SENDFILE => (direction::SENT, Source::Unseen),
+        nr::EPOLL_WAIT | nr::EPOLL_PWAIT | nr::EPOLL_PWAIT2 => {
+            return wait(pid_tgid, third > 1, true);
+        }
+        nr::POLL | nr::PPOLL => return wait(pid_tgid, second > 1, false),
+        nr::SELECT | nr::PSELECT6 => return waited(pid_tgid),
         nr::LISTEN => return processes::listens((pid_tgid >> 32) as u32, fd),
         number => {
             if let Some((fd, role)) = opened(pid_tgid, number, args, result) {
@@ -132,6 +141,13 @@ fn matters(number: i64) -> bool {
             | nr::DUP2
             | nr::DUP3
             | nr::FCNTL
+            | nr::EPOLL_WAIT
+            | nr::EPOLL_PWAIT
+            | nr::EPOLL_PWAIT2
+            | nr::POLL
+            | nr::PPOLL
+            | nr::SELECT
+            | nr::PSELECT6
     )
 }
 
@@ -142,7 +158,10 @@ fn opened(pid_tgid: u64, number: i64, args: [u64; 4], result: i64) -> Option<(i3
     let [first, second, ..] = args;
     let fd = first as i32;
     match number {
-        nr::ACCEPT | nr::ACCEPT4 => return Some((result as i32, role::SERVER)),
+        nr::ACCEPT | nr::ACCEPT4 => {
+            waited(pid_tgid);
+            return Some((result as i32, role::SERVER));
+        }
         nr::CONNECT => return Some((fd, role::CLIENT)),
         nr::DUP | nr::DUP2 | nr::DUP3 => {}
         nr::FCNTL if second == F_DUPFD || second == F_DUPFD_CLOEXEC => {}
@@ -158,25 +177,30 @@ fn target_thread() -> Option<u64> {
     processes::target((pid_tgid >> 32) as u32).map(|_| pid_tgid)
 }
 
-/// A wait on a set of descriptors. One descriptor is how a blocking call with
-/// a timeout waits, and makes no event loop: `selectors` asks epoll for as
-/// many events as it has descriptors, event loops in C for hundreds.
+/// A wait on a set of descriptors is over. One descriptor is how a blocking
+/// call with a timeout waits, and makes no event loop: `selectors` asks epoll
+/// for as many events as it has descriptors, event loops in C for hundreds.
+///
+/// Looked at when it is over, because an attach may fall into it.
 #[inline(always)]
-fn wait(regs: u64, number: i64) {
-    let Some(pid_tgid) = target_thread() else {
+fn wait(pid_tgid: u64, several: bool, epoll: bool) {
+    let Some(thread) = threads::entry(pid_tgid) else {
         return;
     };
-    let Some(args) = arch::args(regs) else {
-        return;
-    };
-    let epoll = !matches!(number, nr::POLL | nr::PPOLL | nr::SELECT | nr::PSELECT6);
-    let several = match number {
-        nr::POLL | nr::PPOLL => args[1] > 1,
-        nr::SELECT | nr::PSELECT6 => selects_several(args),
-        _ => args[2] > 1,
-    };
-    if several && let Some(thread) = threads::entry(pid_tgid) {
+    thread.flags |= thread_flag::WAITED;
+    if several {
         threads::waits(thread, epoll);
+        if let Some(target) = processes::target((pid_tgid >> 32) as u32) {
+            thread.loop_context = contexts::waiting_in(target);
+        }
+    }
+}
+
+/// The thread returned from a wait.
+#[inline(always)]
+fn waited(pid_tgid: u64) {
+    if let Some(thread) = threads::entry(pid_tgid) {
+        thread.flags |= thread_flag::WAITED;
     }
 }
 

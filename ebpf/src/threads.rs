@@ -41,12 +41,18 @@ pub(crate) fn waits(thread: &mut Thread, epoll: bool) {
 }
 
 /// The thread has read server bytes outside any entered context.
+///
+/// A process's first thread owns nothing until it was seen to wait: attached
+/// in the middle of its turn, an event loop would pass for a thread that
+/// serves one request after the other.
 #[inline(always)]
-pub(crate) fn reads(thread: &mut Thread, owner: Owner, fd: i32) {
+pub(crate) fn reads(pid_tgid: u64, thread: &mut Thread, owner: Owner, fd: i32) {
     thread.read = owner;
     thread.read_fd = fd;
     thread.flags |= thread_flag::FRESH_READ;
-    if thread.flags & thread_flag::EVENT_LOOP == 0 {
+    let first = (pid_tgid >> 32) as u32 == pid_tgid as u32;
+    let known = !first || thread.flags & thread_flag::WAITED != 0;
+    if known && thread.flags & thread_flag::EVENT_LOOP == 0 {
         thread.owner = owner;
         thread.flags &= !thread_flag::ANSWERED;
     }

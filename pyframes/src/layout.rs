@@ -220,6 +220,8 @@ pub struct TypeObject {
     pub tp_base: u32,
     /// `tp_dict`.
     pub tp_dict: u32,
+    /// `tp_new`: the function behind a call of the type.
+    pub tp_new: u32,
 }
 
 /// Offsets in `PyModuleObject`.
@@ -359,6 +361,7 @@ mod tests {
             assert_eq!(layout.module.md_dict, layout.object.size);
             assert_eq!(layout.type_object.tp_name, 24 + shift);
             assert_eq!(layout.type_object.tp_methods, 232 + shift);
+            assert_eq!(layout.type_object.tp_new, 312 + shift);
         }
     }
 }

@@ -120,6 +120,18 @@ pub fn method<M: Memory>(
     }
 }
 
+/// Address of the C function that a call of the type at `address` makes an
+/// instance with, or `None` if the type has none.
+pub fn constructor<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+) -> Result<Option<u64>, Error> {
+    check_instance(memory, layout, address, flag::TYPE_SUBCLASS)?;
+    let function = memory.u64(field(address, layout.type_object.tp_new))?;
+    Ok((function != 0).then_some(function))
+}
+
 /// The `PyMethodDef` called `name` in the type's `tp_methods`.
 fn defined_method<M: Memory>(
     memory: &M,

@@ -5,10 +5,18 @@ One endpoint per way in which a request's work can leave its task: awaiting,
 background tasks. Each makes `n` calls whose query carries the request's id and
 the call's number, so that the exact set of children is known. `APP_DOWNSTREAM`
 is the base URL that they call when the request gives none.
+
+With `APP_UNOWNED=1` a task of the lifespan, and a thread that is as old as the
+module, make calls all the time that belong to no request: `id=background-task`
+and `id=background-thread`.
 """
 
 import asyncio
+import contextlib
+import itertools
 import os
+import threading
+import time
 from contextlib import asynccontextmanager
 
 from fastapi import BackgroundTasks, FastAPI, HTTPException, Query, Request, Response, WebSocket
@@ -19,10 +27,38 @@ from client import AsyncClients, BlockingClients, context_headers, is_async, wit
 blocking = BlockingClients()
 
 
+async def unowned_calls():
+    """Calls from a task that no request began, each in a task of its own."""
+    url = os.environ["APP_DOWNSTREAM"]
+    for call in itertools.count():
+        url_of_call = with_query(url, id="background-task", call=call)
+        library = ("httpx", "aiohttp")[call % 2]
+        await asyncio.create_task(get(library, url_of_call))
+        await asyncio.sleep(0.005)
+
+
+def unowned_blocking_calls():
+    """The same from a thread that no request began."""
+    url = os.environ["APP_DOWNSTREAM"]
+    for call in itertools.count():
+        with contextlib.suppress(OSError):
+            blocking.get("requests", with_query(url, id="background-thread", call=call))
+        time.sleep(0.005)
+
+
+if os.environ.get("APP_UNOWNED") == "1":
+    threading.Thread(target=unowned_blocking_calls, daemon=True).start()
+
+
 @asynccontextmanager
 async def lifespan(app):
     app.state.clients = AsyncClients()
+    unowned = None
+    if os.environ.get("APP_UNOWNED") == "1":
+        unowned = asyncio.create_task(unowned_calls())
     yield
+    if unowned:
+        unowned.cancel()
     await app.state.clients.close()
     blocking.close()
 
@@ -154,3 +190,40 @@ async def background(
 
     later.add_task(work)
     return {"scheduled": n}
+
+
+@app.post("/receive")
+async def receive(
+    request: Request,
+    later: BackgroundTasks,
+    n: int = 1,
+    id: str = "none",
+    client: str = "httpx",
+    url: str = BASE_URL,
+):
+    """One call at once, the others after the body, the last after the response."""
+    first, *rest = calls(url, id, n)
+    await get(client, first)
+    body = await request.body()
+    for call in rest[:-1]:
+        await get(client, call)
+
+    async def work():
+        for call in rest[-1:]:
+            await get(client, call)
+
+    later.add_task(work)
+    return {"received": len(body)}
+
+
+@app.get("/impatient")
+async def impatient(n: int = 1, id: str = "none", client: str = "httpx", url: str = BASE_URL):
+    """Calls at once, most of which are given up in the middle."""
+
+    async def hurried(number, call):
+        with contextlib.suppress(asyncio.TimeoutError):
+            slow = call + "&delay_ms=20"
+            await asyncio.wait_for(get(client, slow), timeout=0.002 + 0.015 * number)
+
+    await asyncio.gather(*(hurried(*pair) for pair in enumerate(calls(url, id, n))))
+    return {"tried": n}

@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod app;
 pub mod client;
+pub mod load;
 pub mod process;
 pub mod receiver;
 pub mod trace;

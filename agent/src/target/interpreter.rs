@@ -215,6 +215,30 @@ impl Interpreter {
         address.map(|address| locate(process, address)).transpose()
     }
 
+    /// Locates what makes a `PyContext` other than the exported functions:
+    /// the function behind `contextvars.Context()`, and that of
+    /// `Context.copy()`.
+    pub fn context_makers(&self, process: &Process) -> Result<Vec<Location>, LocateError> {
+        let layout = &self.layout;
+        let exported = self.image.elf.symbol("PyContext_Type").ok().flatten();
+        let class = match exported {
+            Some(symbol) => Some(self.image.address(symbol)),
+            None => steady(|| match self.module(process, "_contextvars")? {
+                Some(module) => objects::module_attribute(process, layout, module, "Context"),
+                None => Ok(None),
+            })?,
+        };
+        let Some(class) = class else {
+            return Err(LocateError::NotInFile);
+        };
+        let constructor = steady(|| objects::constructor(process, layout, class))?;
+        let copy = steady(|| objects::method(process, layout, class, "copy"))?;
+        [constructor, copy]
+            .into_iter()
+            .map(|function| locate(process, function.ok_or(LocateError::NotInFile)?))
+            .collect()
+    }
+
     /// The interpreter in one mapped file, or `None` if the file holds none.
     fn in_image(process: &Process, mapped: &MappedFile) -> Result<Option<Self>, InterpreterError> {
         let path = &mapped.first().path;

@@ -13,7 +13,9 @@ pub mod target_flag {
     /// the end of its head, on an event loop that reads outside any context
     /// (uvicorn on uvloop).
     pub const TASK_AFTER_READ: u32 = 4;
-    /// Probes see every context that is copied or created in the process.
+    /// Every way in which a `PyContext` comes into being is probed. Without
+    /// it a context at a recycled address would keep its predecessor's owner,
+    /// so contexts own nothing.
     pub const LINEAGE: u32 = 8;
 }
 

@@ -38,6 +38,7 @@ pub(super) const LAYOUT: Layout = Layout {
         tp_methods: 232,
         tp_base: 256,
         tp_dict: 264,
+        tp_new: 312,
     },
     module: ModuleObject { md_dict: 16 },
     dict: DictObject {

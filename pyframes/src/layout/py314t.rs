@@ -37,6 +37,7 @@ pub(super) const LAYOUT: Layout = Layout {
         tp_methods: 248,
         tp_base: 272,
         tp_dict: 280,
+        tp_new: 328,
     },
     module: ModuleObject { md_dict: 32 },
     dict: DictObject {

@@ -1,0 +1,406 @@
+//! Load with a name on every request, and the judgement of where the calls
+//! that it caused were placed.
+//!
+//! A request carries its id in its query, and each call that it causes
+//! carries that id and a number of its own, so that the exact set of children
+//! of every server span is known.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::client::{Address, Connection};
+use crate::trace::{Kind, Span};
+
+/// Requests in flight at a time.
+pub const CONCURRENCY: usize = 64;
+/// Calls that each request makes.
+pub const CALLS: usize = 3;
+
+/// How a request is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// In one piece, on a connection that is kept.
+    Whole,
+    /// A `POST` in four pieces: half a head, the rest of it, half a body, the
+    /// rest of it. Each is read by the server before the next is sent.
+    Pieces,
+    /// In one piece, on a connection of its own.
+    Close,
+    /// In one piece, and every third request without waiting for the answer:
+    /// the connection is closed at once or in the middle of the work.
+    Impatient,
+    /// Two requests at a time, the second before the first is answered.
+    Pipelined,
+}
+
+/// Requests that are to be sent.
+#[derive(Clone, Debug)]
+pub struct Load {
+    address: Address,
+    /// Path and query, without id and number of calls.
+    target: String,
+    tag: String,
+    requests: usize,
+    manner: Manner,
+}
+
+/// How many requests were sent, and what went wrong.
+#[derive(Debug, Default)]
+pub struct Sent {
+    /// Requests that were answered with 200.
+    pub answered: usize,
+    /// What happened to the others.
+    pub failures: Vec<String>,
+}
+
+impl Load {
+    /// Requests for a target, with ids that begin with the tag.
+    pub fn new(address: &Address, target: &str, tag: &str, requests: usize) -> Self {
+        Self {
+            address: address.clone(),
+            target: target.to_owned(),
+            tag: tag.to_owned(),
+            requests,
+            manner: Manner::Whole,
+        }
+    }
+
+    /// How they are sent.
+    pub fn manner(mut self, manner: Manner) -> Self {
+        self.manner = manner;
+        self
+    }
+
+    /// Sends all of them, [`CONCURRENCY`] at a time.
+    pub fn run(&self) -> Sent {
+        self.run_until(&AtomicBool::new(false))
+    }
+
+    /// Sends all of them, or those until it is told to stop.
+    pub fn run_until(&self, stop: &AtomicBool) -> Sent {
+        let next = AtomicUsize::new(0);
+        let sent = Mutex::new(Sent::default());
+        thread::scope(|scope| {
+            for _ in 0..CONCURRENCY {
+                scope.spawn(|| {
+                    let mut client = Client::default();
+                    while !stop.load(Ordering::Relaxed) {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        if number >= self.requests {
+                            return;
+                        }
+                        let result = self.send(&mut client, number);
+                        let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
+                        match result {
+                            Ok(answered) => sent.answered += answered,
+                            Err(error) => {
+                                client = Client::default();
+                                sent.failures.push(format!("{number}: {error:#}"));
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        sent.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends one request; returns how many were answered.
+    fn send(&self, client: &mut Client, number: usize) -> Result<usize> {
+        let target = self.target_of(&number.to_string());
+        match self.manner {
+            Manner::Whole => {
+                let answer = client.kept(&self.address)?.get(&target)?;
+                ensure!(answer.status == 200, "{}", answer.text());
+                Ok(1)
+            }
+            Manner::Close => {
+                let mut connection = Connection::open(&self.address)?;
+                let headers = [("connection", "close")];
+                let answer = connection.request("GET", &target, &headers, b"")?;
+                ensure!(answer.status == 200, "{}", answer.text());
+                Ok(1)
+            }
+            Manner::Impatient if number % 3 == 0 => {
+                let mut connection = Connection::open(&self.address)?;
+                let head = connection.head("GET", &target, &[], 0);
+                connection.send(head)?;
+                if number % 2 == 0 {
+                    // By then the server is at work on it, or nearly so.
+                    client.pace(&self.address)?;
+                }
+                Ok(0)
+            }
+            Manner::Impatient => {
+                let answer = client.kept(&self.address)?.get(&target)?;
+                ensure!(answer.status == 200, "{}", answer.text());
+                Ok(1)
+            }
+            Manner::Pieces => self.pieces(client, &target),
+            Manner::Pipelined => {
+                let second = self.target_of(&format!("{number}b"));
+                client.kept(&self.address)?;
+                for target in [&target, &second] {
+                    let connection = client.kept(&self.address)?;
+                    let head = connection.head("GET", target, &[], 0);
+                    connection.send(head)?;
+                    client.pace(&self.address)?;
+                }
+                for _ in 0..2 {
+                    let answer = client.kept(&self.address)?.response(false)?;
+                    ensure!(answer.status == 200, "{}", answer.text());
+                }
+                Ok(2)
+            }
+        }
+    }
+
+    fn pieces(&self, client: &mut Client, target: &str) -> Result<usize> {
+        let body = [b'x'; 300];
+        let head = client
+            .kept(&self.address)?
+            .head("POST", target, &[], body.len());
+        let head = head.as_bytes();
+        let (begin, rest) = head.split_at(head.len() / 2);
+        let (half, end) = body.split_at(body.len() / 2);
+        for piece in [begin, rest, half, end] {
+            client.kept(&self.address)?.send(piece)?;
+            if piece != end {
+                client.pace(&self.address)?;
+            }
+        }
+        let answer = client.kept(&self.address)?.response(false)?;
+        ensure!(answer.status == 200, "{}", answer.text());
+        Ok(1)
+    }
+
+    fn target_of(&self, number: &str) -> String {
+        let join = if self.target.contains('?') { '&' } else { '?' };
+        format!("{}{join}n={CALLS}&id={}-{number}", self.target, self.tag)
+    }
+}
+
+/// The connections of one sender.
+#[derive(Default)]
+struct Client {
+    kept: Option<Connection>,
+    pace: Option<Connection>,
+}
+
+impl Client {
+    fn kept(&mut self, address: &Address) -> Result<&mut Connection> {
+        open(&mut self.kept, address)
+    }
+
+    /// Waits until an event loop has read what was sent before: it answers
+    /// what comes later on another connection.
+    fn pace(&mut self, address: &Address) -> Result<()> {
+        let answer = open(&mut self.pace, address)?.get("/")?;
+        ensure!(answer.status == 200, "{}", answer.text());
+        Ok(())
+    }
+}
+
+fn open<'a>(slot: &'a mut Option<Connection>, address: &Address) -> Result<&'a mut Connection> {
+    if slot.is_none() {
+        *slot = Some(Connection::open(address)?);
+    }
+    slot.as_mut().context("no connection")
+}
+
+/// Where the calls of a load were placed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// Server spans of the load.
+    pub requests: usize,
+    /// Calls under their own request.
+    pub placed: usize,
+    /// Calls under no request.
+    pub unparented: usize,
+    /// Calls under another span, or under one that was never exported.
+    pub misplaced: usize,
+    /// Server spans whose calls are not each there exactly once.
+    pub incomplete: usize,
+    /// What was misplaced, in words; a few of them.
+    pub examples: Vec<String>,
+}
+
+impl Placement {
+    /// Calls that were seen.
+    pub fn calls(&self) -> usize {
+        self.placed + self.unparented + self.misplaced
+    }
+
+    /// Asserts that no call is under a wrong span.
+    #[track_caller]
+    pub fn assert_none_misplaced(&self) {
+        assert_eq!(self.misplaced, 0, "{self:#?}");
+    }
+
+    /// Asserts that every call of so many requests is there, none under a
+    /// wrong span and at most one in a thousand under none.
+    #[track_caller]
+    pub fn assert_exact(&self, requests: usize) {
+        self.assert_none_misplaced();
+        assert_eq!(self.requests, requests, "{self:#?}");
+        assert_eq!(self.calls(), requests * CALLS, "{self:#?}");
+        assert!(self.unparented * 1000 <= self.calls(), "{self:#?}");
+        assert!(self.incomplete <= self.unparented, "{self:#?}");
+    }
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:>8} {:>8} {:>10} {:>9} {:>10}",
+            self.requests, self.placed, self.unparented, self.misplaced, self.incomplete
+        )
+    }
+}
+
+/// Judges every load in the spans, by the tag of its ids: where the id ends
+/// before its last `-`.
+pub fn placements(spans: &[Span]) -> BTreeMap<String, Placement> {
+    let by_id: HashMap<&str, &Span> = spans
+        .iter()
+        .map(|span| (span.span_id.as_str(), span))
+        .collect();
+    let mut calls: HashMap<&str, Vec<usize>> = HashMap::new();
+    let mut found = BTreeMap::<String, Placement>::new();
+    for span in spans.iter().filter(|span| span.kind == Kind::Client) {
+        let url = span.text("url.full");
+        let (Some(id), Some(call)) = (parameter(url, "id"), parameter(url, "call")) else {
+            continue;
+        };
+        let placement = found.entry(tag(id).to_owned()).or_default();
+        let Some(parent) = &span.parent else {
+            placement.unparented += 1;
+            continue;
+        };
+        let parent = by_id.get(parent.as_str());
+        let own = parent.is_some_and(|parent| {
+            parent.kind == Kind::Server
+                && parent.trace_id == span.trace_id
+                && parameter(parent.text("url.query"), "id") == Some(id)
+        });
+        if own {
+            placement.placed += 1;
+            let number = call.parse().unwrap_or(usize::MAX);
+            calls
+                .entry(span.parent.as_deref().unwrap_or_default())
+                .or_default()
+                .push(number);
+        } else {
+            placement.misplaced += 1;
+            if placement.examples.len() < 5 {
+                let under = parent.map_or("a span that is not there".to_owned(), |parent| {
+                    format!("{} {}", parent.name, parent.target())
+                });
+                placement.examples.push(format!("{url} under {under}"));
+            }
+        }
+    }
+    for span in spans.iter().filter(|span| span.kind == Kind::Server) {
+        let Some(id) = parameter(span.text("url.query"), "id") else {
+            continue;
+        };
+        if parameter(span.text("url.query"), "call").is_some() {
+            // The service that is called, traced too.
+            continue;
+        }
+        let placement = found.entry(tag(id).to_owned()).or_default();
+        placement.requests += 1;
+        let mut made = calls.remove(span.span_id.as_str()).unwrap_or_default();
+        made.sort_unstable();
+        if made.into_iter().ne(0..CALLS) {
+            placement.incomplete += 1;
+        }
+    }
+    found
+}
+
+/// A parameter of a URL or a query.
+pub fn parameter<'a>(url: &'a str, name: &str) -> Option<&'a str> {
+    let query = url.split_once('?').map_or(url, |(_, query)| query);
+    query
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .find(|(key, _)| *key == name)
+        .map(|(_, value)| value)
+}
+
+fn tag(id: &str) -> &str {
+    id.rsplit_once('-').map_or(id, |(tag, _)| tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(kind: Kind, id: &str, parent: Option<&str>, attribute: (&str, &str)) -> Span {
+        Span {
+            name: "GET".to_owned(),
+            kind,
+            trace_id: "t".to_owned(),
+            span_id: id.to_owned(),
+            parent: parent.map(str::to_owned),
+            remote: false,
+            flags: 1,
+            trace_state: String::new(),
+            start: 0,
+            end: 1,
+            error: false,
+            attributes: [(attribute.0.to_owned(), attribute.1.into())].into(),
+            resource: BTreeMap::new(),
+            scope: String::new(),
+        }
+    }
+
+    fn server(id: &str, request: &str) -> Span {
+        let query = format!("n=3&id={request}");
+        span(Kind::Server, id, None, ("url.query", &query))
+    }
+
+    fn call(id: &str, request: &str, call: usize, parent: Option<&str>) -> Span {
+        let url = format!("http://h/?id={request}&call={call}");
+        span(Kind::Client, id, parent, ("url.full", &url))
+    }
+
+    #[test]
+    fn every_call_is_judged_by_its_id() {
+        let spans = [
+            server("s1", "a-1"),
+            server("s2", "a-2"),
+            call("c1", "a-1", 0, Some("s1")),
+            call("c2", "a-1", 1, Some("s1")),
+            call("c3", "a-1", 2, Some("s1")),
+            call("c4", "a-2", 0, Some("s1")),
+            call("c5", "a-2", 1, None),
+            call("c6", "a-2", 2, Some("gone")),
+        ];
+        let found = &placements(&spans)["a"];
+        assert_eq!(
+            (found.requests, found.placed, found.unparented),
+            (2, 3, 1),
+            "{found:?}"
+        );
+        assert_eq!((found.misplaced, found.incomplete), (2, 1), "{found:?}");
+    }
+
+    #[test]
+    fn a_call_that_came_twice_is_no_exact_set() {
+        let spans = [
+            server("s1", "a-1"),
+            call("c1", "a-1", 0, Some("s1")),
+            call("c2", "a-1", 1, Some("s1")),
+            call("c3", "a-1", 1, Some("s1")),
+        ];
+        assert_eq!(placements(&spans)["a"].incomplete, 1);
+    }
+}

@@ -1,0 +1,147 @@
+//! Whose child is it: real servers under load, 64 requests in flight, each
+//! with calls that carry its id. Every call must be under its own request.
+//!
+//! Needs root, BPF and the Python environments of `cargo xtask test`.
+
+#![expect(clippy::print_stderr, reason = "the counts are what the test is for")]
+
+use std::collections::BTreeMap;
+
+use otel_ebpf_tests::agent::{Agent, AgentOptions, Counters};
+use otel_ebpf_tests::app::{App, Service};
+use otel_ebpf_tests::load::{Load, Manner, Placement, parameter, placements};
+use otel_ebpf_tests::process::{PATIENCE, wait_for};
+use otel_ebpf_tests::trace::{Kind, Span};
+
+/// Requests of each case.
+const REQUESTS: usize = 2000;
+/// A ring in which nothing is lost while two cores do the work of three.
+const RING: [&str; 2] = ["--ring-size", "64"];
+
+/// A load on one service.
+struct Case {
+    target: &'static str,
+    manner: Manner,
+}
+
+const fn case(target: &'static str) -> Case {
+    Case {
+        target,
+        manner: Manner::Whole,
+    }
+}
+
+const fn sent(target: &'static str, manner: Manner) -> Case {
+    Case { target, manner }
+}
+
+/// Every way out of a request's task, with the clients of the event loop.
+const TASKS: &[Case] = &[
+    case("/downstream?client=httpx"),
+    case("/downstream?client=aiohttp"),
+    case("/gather?client=httpx"),
+    case("/gather?client=aiohttp"),
+    case("/tasks?client=aiohttp"),
+    case("/background?client=httpx"),
+    case("/background?client=aiohttp"),
+    case("/to_thread?client=requests"),
+    case("/threadpool?client=requests"),
+    sent("/receive?client=aiohttp", Manner::Pieces),
+];
+
+fn downstream() -> App {
+    Service::uvloop("downstream")
+        .arguments(&["--no-access-log"])
+        .start()
+        .expect("the service that is called")
+}
+
+/// What was found of a service's loads.
+struct Findings {
+    placements: BTreeMap<String, Placement>,
+    spans: Vec<Span>,
+    counters: Counters,
+}
+
+/// Puts a service under its loads, and judges the spans.
+fn check(name: &str, app: &App, cases: &[Case]) -> Findings {
+    let agent = AgentOptions::new(&[app.server_pid()])
+        .arguments(&RING)
+        .start()
+        .expect("the agent");
+    check_under(name, agent, app, cases, REQUESTS)
+}
+
+fn check_under(name: &str, agent: Agent, app: &App, cases: &[Case], requests: usize) -> Findings {
+    let mut expected = 0;
+    for (index, Case { target, manner }) in cases.iter().enumerate() {
+        let load = Load::new(&app.address, target, &format!("case{index}"), requests);
+        let sent = load.manner(*manner).run();
+        assert!(
+            sent.failures.is_empty(),
+            "{name} {target}: {:#?}\n{}",
+            sent.failures,
+            app.group.log()
+        );
+        expected += sent.answered;
+    }
+    // What runs after the responses is not over with them.
+    let wanted = expected * otel_ebpf_tests::load::CALLS;
+    let all = wait_for("every call", PATIENCE, || {
+        let spans = agent.spans()?;
+        let placements = placements(&spans);
+        let seen: usize = placements.values().map(Placement::calls).sum();
+        Ok((seen >= wanted).then_some(()))
+    });
+    let ended = agent.stop().expect("the agent ends");
+    let placements = placements(&ended.spans);
+    eprintln!(
+        "{name:<44} {:>8} {:>8} {:>10} {:>9} {:>10}",
+        "requests", "placed", "unparented", "misplaced", "incomplete"
+    );
+    for (index, Case { target, .. }) in cases.iter().enumerate() {
+        let placement = placements.get(&format!("case{index}"));
+        let placement = placement.cloned().unwrap_or_default();
+        eprintln!("  {target:<42} {placement}");
+    }
+    if let Err(error) = all {
+        eprintln!("{name}: {error:#}: {:#?}", ended.counters);
+    }
+    Findings {
+        placements,
+        spans: ended.spans,
+        counters: ended.counters,
+    }
+}
+
+/// The same, and every call must be in its place.
+fn check_exact(name: &str, app: &App, cases: &[Case]) {
+    let findings = check(name, app, cases);
+    findings.counters.assert_nothing_lost();
+    for index in 0..cases.len() {
+        findings.placements[&format!("case{index}")].assert_exact(REQUESTS);
+    }
+}
+
+fn fastapi(base: Service, arguments: &[&str]) -> (App, App) {
+    let downstream = downstream();
+    let app = base
+        .downstream(&downstream)
+        .arguments(&["--no-access-log"])
+        .arguments(arguments)
+        .start()
+        .expect("the service");
+    (downstream, app)
+}
+
+#[test]
+fn asyncio_with_h11() {
+    let (_downstream, app) = fastapi(Service::uvicorn("fastapi_app"), &[]);
+    check_exact("uvicorn asyncio h11", &app, TASKS);
+}
+
+#[test]
+fn uvloop_with_httptools() {
+    let (_downstream, app) = fastapi(Service::uvloop("fastapi_app"), &[]);
+    check_exact("uvicorn uvloop httptools", &app, TASKS);
+}
