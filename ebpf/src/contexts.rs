@@ -251,7 +251,7 @@ pub(crate) fn queued(transport: u64) {
             queued.rule = u32::from(rule::MIXED_QUEUE);
         }
     }
-    if QUEUED.insert(key, &queued, 0).is_err() {
+    if QUEUED.insert(key, queued, 0).is_err() {
         // An older entry must not speak for these bytes.
         let _absent = QUEUED.remove(key);
     }
@@ -292,7 +292,7 @@ fn set_owner(pid: u32, context: u64, owner: Owner, rule: u8) {
         rule: u32::from(rule),
         pad: 0,
     };
-    if CONTEXTS.insert(key, &value, 0).is_err() {
+    if CONTEXTS.insert(key, value, 0).is_err() {
         count(Counter::ContextTableRefused);
         // An older entry must not speak for this context.
         let _absent = CONTEXTS.remove(key);

@@ -30,7 +30,7 @@ pub(crate) fn fork(parent: u64, child: u64) -> Option<u32> {
         return None;
     }
     let copy = *target;
-    if TARGETS.insert(pid, &copy, 0).is_err() {
+    if TARGETS.insert(pid, copy, 0).is_err() {
         count(Counter::TargetTableFull);
         return None;
     }
@@ -45,7 +45,7 @@ pub(crate) fn exec() -> Option<u32> {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     target(pid)?;
     let blank = Target::default();
-    if TARGETS.insert(pid, &blank, 0).is_err() {
+    if TARGETS.insert(pid, blank, 0).is_err() {
         count(Counter::TargetTableFull);
     }
     record(kind::EXEC, pid, 0, 0);
