@@ -85,7 +85,7 @@ pub(crate) fn open(pid_tgid: u64, fd: i32, role: u8) {
         ..Connection::default()
     };
     if CONNECTIONS
-        .insert(Descriptor { pid, fd }, &connection, 0)
+        .insert(Descriptor { pid, fd }, connection, 0)
         .is_err()
     {
         count(Counter::ConnectionTableFull);

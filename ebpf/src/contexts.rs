@@ -347,7 +347,7 @@ pub(crate) fn queued(transport: u64) {
             queued.rule = u32::from(rule::MIXED_QUEUE);
         }
     }
-    if QUEUED.insert(key, &queued, 0).is_err() {
+    if QUEUED.insert(key, queued, 0).is_err() {
         // An older entry must not speak for these bytes.
         let _absent = QUEUED.remove(key);
     }
@@ -396,7 +396,7 @@ fn set_owner(pid: u32, target: &Target, context: u64, finding: Finding, direct: 
         return;
     }
     // A context without an entry is nobody's.
-    if finding.owner.conn != 0 && CONTEXTS.insert(key, &value, 0).is_err() {
+    if finding.owner.conn != 0 && CONTEXTS.insert(key, value, 0).is_err() {
         count(Counter::ContextTableRefused);
     }
 }

@@ -32,7 +32,7 @@ pub(crate) fn fork(parent: u64, child: u64) -> Option<u32> {
     // The child's contexts are not followed until it has probes of its own.
     let mut copy = *target;
     copy.flags &= !(target_flag::LINEAGE | target_flag::TASK_AFTER_READ);
-    if TARGETS.insert(pid, &copy, 0).is_err() {
+    if TARGETS.insert(pid, copy, 0).is_err() {
         count(Counter::TargetTableFull);
         return None;
     }
@@ -47,7 +47,7 @@ pub(crate) fn exec() -> Option<u32> {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     target(pid)?;
     let blank = Target::default();
-    if TARGETS.insert(pid, &blank, 0).is_err() {
+    if TARGETS.insert(pid, blank, 0).is_err() {
         count(Counter::TargetTableFull);
     }
     record(kind::EXEC, pid, 0, 0);

@@ -15,7 +15,7 @@ pub(crate) fn entry(pid_tgid: u64) -> Option<&'static mut Thread> {
         return Some(unsafe { &mut *thread });
     }
     let fresh = Thread::default();
-    if THREADS.insert(pid_tgid, &fresh, 0).is_err() {
+    if THREADS.insert(pid_tgid, fresh, 0).is_err() {
         count(Counter::ThreadTableFull);
         return None;
     }

@@ -1,6 +1,10 @@
 //! `cargo xtask test`: every test of the project, with what they need.
 
+use std::env;
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::ops::RangeInclusive;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,7 +13,10 @@ use anyhow::{Context, Result, bail};
 use crate::python::{Venv, apps, interpreters};
 use crate::say;
 use crate::service::ensure_privileges;
-use crate::toolchain::{Toolchain, agent, is_root};
+use crate::toolchain::{Toolchain, agent, ensure_programs, is_root};
+
+/// Minor versions of CPython 3 whose memory the tests read, each from pyenv.
+const MINORS: RangeInclusive<u32> = 8..=13;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -28,17 +35,32 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut stages = Stages::default();
     ensure_privileges().context("the live tests load BPF programs")?;
     let toolchain = stages.time("toolchain", Toolchain::ensure)?;
+    ensure_programs(&[("python3", "python3")], "read the memory of one")?;
+    let missing = missing_pythons();
     let (python, pythons) = stages.time("python", environments)?;
     let agent = stages.time("release agent", agent)?;
 
     let mut counts = Counts::default();
     let mut failures = Vec::new();
     let filter = options.filter.as_slice();
-    let mut unit = toolchain.cargo("test");
-    unit.args(["--no-fail-fast", "--"]).args(filter);
-    let mut live = toolchain.cargo("test");
-    live.args(["--no-fail-fast", "-p", "otel-ebpf-tests", "--"])
-        .args(filter)
+    // The same packages for both, so that what they depend on is built once.
+    let tests = |targets: &[&str]| {
+        let mut command = toolchain.cargo("test");
+        command
+            .args([
+                "--workspace",
+                "--exclude",
+                "otel-ebpf-bpf",
+                "--no-fail-fast",
+            ])
+            .args(targets)
+            .arg("--")
+            .args(filter);
+        command
+    };
+    let unit = tests(&["--lib", "--bins"]);
+    let mut live = tests(&["--test", "*"]);
+    live
         // One service under trace at a time: they share two cores, one ring.
         .arg("--test-threads=1")
         .env("OTEL_EBPF_AGENT", &agent)
@@ -46,6 +68,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .env("OTEL_EBPF_PYTHON", &python)
         .env("OTEL_EBPF_PYTHONS", &pythons)
         .env("OTEL_EBPF_UVLOOP_PYTHON", &python);
+    if !missing.is_empty() {
+        live.env("OTEL_EBPF_ALLOW_MISSING_PYTHONS", "1");
+    }
     if !is_root() {
         live.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
         live.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
@@ -60,6 +85,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
 
     stages.print();
+    for python in &missing {
+        println!("NOT TESTED: {python}");
+    }
     println!("{} passed, {} failed", counts.passed, counts.failed);
     if !failures.is_empty() || counts.failed > 0 {
         bail!("failed: {}", failures.join(", "));
@@ -80,6 +108,18 @@ fn environments() -> Result<(String, String)> {
         all.push(format!("3.{minor}={}", venv.python().display()));
     }
     Ok((main.python().display().to_string(), all.join(":")))
+}
+
+/// The Pythons that the tests must do without: those that pyenv would have,
+/// on a machine without pyenv. Where there is pyenv, a missing one fails.
+fn missing_pythons() -> Vec<String> {
+    let versions = Path::new(&env::var_os("HOME").unwrap_or_default()).join(".pyenv/versions");
+    if fs::exists(&versions).unwrap_or(true) {
+        return Vec::new();
+    }
+    MINORS
+        .map(|minor| format!("CPython 3.{minor} (there is no {})", versions.display()))
+        .collect()
 }
 
 /// Runs `cargo test`, passes its output on and adds up its result lines.

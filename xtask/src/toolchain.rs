@@ -56,6 +56,15 @@ impl Toolchain {
             .current_dir(root())
             .env("PATH", &self.path)
             .arg(subcommand);
+        // `cargo xtask` tells us what package we are. Build scripts that look
+        // at it (ring's) would run again whenever cargo is started by us after
+        // it was started by hand, and all that depends on them be built again.
+        for (name, _) in env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+                command.env_remove(name);
+            }
+        }
         command
     }
 

@@ -250,20 +250,19 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-/// What the agent's summary line says was lost: the sum of every value whose
-/// name has `lost` or `dropped` in it.
+/// What the agent's summary line says was lost in all.
 pub(super) fn lost(stderr: &[String]) -> Result<u64> {
     let (_, summary) = stderr
         .iter()
         .rev()
         .find_map(|line| line.split_once("otel-ebpf: summary"))
         .context("the agent ended without a summary")?;
-    Ok(summary
+    let (_, lost) = summary
         .split_whitespace()
         .filter_map(|pair| pair.split_once('='))
-        .filter(|(key, _)| key.contains("lost") || key.contains("dropped"))
-        .filter_map(|(_, value)| value.parse::<u64>().ok())
-        .sum())
+        .find(|(key, _)| *key == "lost")
+        .context("the agent's summary does not say what was lost")?;
+    Ok(lost.parse()?)
 }
 
 /// User and system time in a line of /proc/PID/stat (proc_pid_stat(5)).
@@ -322,10 +321,12 @@ mod tests {
     #[test]
     fn reads_the_losses_of_the_last_summary() {
         let lines = [
-            "otel-ebpf: summary ring.lost=9".to_owned(),
-            "otel-ebpf: summary events=10 ring.lost=1 export.dropped.queue_full=2".to_owned(),
+            "otel-ebpf: summary lost=9".to_owned(),
+            "otel-ebpf: summary lost=3 events=10 ring.lost=1 export.dropped.queue_full=2"
+                .to_owned(),
         ];
         assert_eq!(lost(&lines).unwrap(), 3);
+        assert!(lost(&["otel-ebpf: summary events=10".to_owned()]).is_err());
         assert!(lost(&[]).is_err());
     }
 
