@@ -68,7 +68,10 @@ fn without_settings(command: &mut Command) {
 
 /// Lines that a thread reads as they come.
 #[derive(Clone, Default)]
-struct Lines(Arc<(Mutex<(Vec<String>, bool)>, Condvar)>);
+struct Lines(Arc<(Mutex<Gathered>, Condvar)>);
+
+/// The lines so far, and whether these are all.
+type Gathered = (Vec<String>, bool);
 
 impl Lines {
     fn read(from: impl Read + Send + 'static) -> Self {
@@ -118,7 +121,7 @@ impl Lines {
         })
     }
 
-    fn wait<T>(&self, mut until: impl FnMut(&(Vec<String>, bool)) -> Option<T>) -> T {
+    fn wait<T>(&self, mut until: impl FnMut(&Gathered) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
         let (state, changed) = &*self.0;
         let mut guard = state.lock().unwrap_or_else(PoisonError::into_inner);
