@@ -6,5 +6,6 @@ pub mod agent;
 pub mod app;
 pub mod client;
 pub mod process;
+pub mod program;
 pub mod receiver;
 pub mod trace;
