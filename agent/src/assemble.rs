@@ -58,7 +58,8 @@ counters! {
         no_thread_state => "spans.no_parent.no_thread_state",
         /// No parent: bytes of several owners in one write.
         mixed_queue => "spans.no_parent.mixed_queue",
-        /// No parent: the owner's bytes hold several requests.
+        /// No parent: the owner's bytes hold several requests, or its next
+        /// request came before it was answered.
         pipelined => "spans.no_parent.pipelined",
         /// No parent: the owner's request is forgotten.
         forgotten => "spans.no_parent.forgotten",
@@ -209,6 +210,11 @@ struct Server {
     /// Its head is known, and with it its trace.
     known: bool,
     ended: bool,
+    /// The next request came before this one was answered, or this one came
+    /// before its predecessor was. A server that goes on with a queued
+    /// request does so in the context of the one before, so that neither can
+    /// be told from the other.
+    pipelined: bool,
 }
 
 /// Exchanges under way and the requests that may own them.
@@ -319,6 +325,11 @@ impl Assembler {
         };
         if role == Role::Server {
             let servers = &mut self.connection(id.conn).servers;
+            let mut pipelined = false;
+            if let Some(before) = servers.back_mut().filter(|before| !before.ended) {
+                before.pipelined = true;
+                pipelined = true;
+            }
             if servers.len() >= MAX_SERVERS {
                 servers.pop_front();
             }
@@ -327,6 +338,7 @@ impl Assembler {
                 identity: identity.clone(),
                 known: false,
                 ended: false,
+                pipelined,
             });
         }
         self.open.insert(
@@ -387,6 +399,9 @@ impl Assembler {
             .ok_or::<fn(&AssembleStats) -> &Count>(|stats| &stats.forgotten)?;
         if !server.known {
             return Err(|stats| &stats.head_incomplete);
+        }
+        if server.pipelined {
+            return Err(|stats| &stats.pipelined);
         }
         if server.ended && evidence.rule == rule::THREAD {
             return Err(|stats| &stats.ended);
@@ -567,6 +582,838 @@ impl Assembler {
             && let Some(oldest) = self.closed.pop_front()
         {
             self.connections.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod ownership_tests {
+    use super::*;
+
+    const SERVER: u64 = 1;
+    const CLIENT: u64 = 2;
+
+    struct Counting(u8);
+
+    impl Ids for Counting {
+        fn trace_id(&mut self) -> [u8; 16] {
+            [self.next(); 16]
+        }
+
+        fn span_id(&mut self) -> [u8; 8] {
+            [self.next(); 8]
+        }
+    }
+
+    impl Counting {
+        fn next(&mut self) -> u8 {
+            self.0 += 1;
+            self.0
+        }
+    }
+
+    /// An assembler, and what happens on one server connection.
+    struct Scene(Assembler);
+
+    impl Scene {
+        fn new() -> Self {
+            Self(Assembler::new(Box::new(Counting(0))))
+        }
+
+        fn begin(&mut self, conn: u64, number: u64, role: Role, evidence: Evidence) {
+            let id = ExchangeId { conn, number };
+            self.0.begin(id, 7, role, 0, evidence);
+        }
+
+        /// A request of ten bytes is read, from that offset on.
+        fn request(&mut self, number: u64, offset: u64) {
+            let nobody = evidence(0, rule::NONE);
+            self.begin(SERVER, number, Role::Server, nobody);
+            let bytes = Owner {
+                conn: SERVER,
+                offset,
+            };
+            let id = ExchangeId {
+                conn: SERVER,
+                number,
+            };
+            self.0.head(id, None);
+            self.0.read(bytes, offset + 10, Some(number), true);
+        }
+
+        fn answered(&mut self, number: u64) {
+            self.0.server_ended(ExchangeId {
+                conn: SERVER,
+                number,
+            });
+        }
+
+        /// Makes a call; the number of the request that it is put under.
+        fn call(&mut self, evidence: Evidence) -> Option<u64> {
+            self.begin(CLIENT, 0, Role::Client, evidence);
+            let id = ExchangeId {
+                conn: CLIENT,
+                number: 0,
+            };
+            let parent = self.0.open.remove(&id)?.identity.parent?;
+            let servers = &self.0.connections[&SERVER].servers;
+            servers
+                .iter()
+                .find(|server| server.identity.span_id == parent.span_id)
+                .map(|server| server.number)
+        }
+    }
+
+    fn evidence(offset: u64, rule: u8) -> Evidence {
+        Evidence {
+            owner: Owner {
+                conn: SERVER,
+                offset,
+            },
+            rule,
+        }
+    }
+
+    #[test]
+    fn a_call_is_under_the_request_whose_bytes_own_it() {
+        let mut scene = Scene::new();
+        scene.request(0, 0);
+        scene.answered(0);
+        scene.request(1, 10);
+        assert_eq!(scene.call(evidence(0, rule::CONTEXT)), Some(0));
+        assert_eq!(scene.call(evidence(10, rule::CONTEXT)), Some(1));
+        assert_eq!(scene.call(evidence(10, rule::THREAD)), Some(1));
+        assert_eq!(scene.call(evidence(10, rule::QUEUED_AFTER_READ)), Some(1));
+    }
+
+    #[test]
+    fn a_request_whose_record_was_lost_owns_nothing() {
+        let mut scene = Scene::new();
+        scene.request(0, 0);
+        scene.answered(0);
+        // What came at 10 was lost.
+        assert_eq!(scene.call(evidence(10, rule::CONTEXT)), None);
+        scene.request(1, 20);
+        assert_eq!(scene.call(evidence(10, rule::CONTEXT)), None);
+        assert_eq!(scene.call(evidence(20, rule::CONTEXT)), Some(1));
+        assert_eq!(scene.call(evidence(30, rule::CONTEXT)), None);
+        assert_eq!(scene.0.stats.forgotten.value(), 3);
+    }
+
+    #[test]
+    fn a_body_in_pieces_belongs_to_its_request_but_for_lost_ones() {
+        let mut scene = Scene::new();
+        scene.request(0, 0);
+        for offset in [10, 20, 40] {
+            let bytes = Owner {
+                conn: SERVER,
+                offset,
+            };
+            scene.0.read(bytes, bytes.offset + 10, Some(0), false);
+        }
+        assert_eq!(scene.call(evidence(20, rule::CONTEXT)), Some(0));
+        assert_eq!(scene.call(evidence(30, rule::CONTEXT)), None);
+        assert_eq!(scene.call(evidence(40, rule::CONTEXT)), Some(0));
+    }
+
+    #[test]
+    fn a_link_that_was_inferred_needs_the_end_of_a_head() {
+        let mut scene = Scene::new();
+        scene.request(0, 0);
+        let bytes = Owner {
+            conn: SERVER,
+            offset: 10,
+        };
+        scene.0.read(bytes, bytes.offset + 10, Some(0), false);
+        assert_eq!(scene.call(evidence(0, rule::CONTEXT_AFTER_READ)), Some(0));
+        assert_eq!(scene.call(evidence(10, rule::CONTEXT_AFTER_READ)), None);
+        assert_eq!(scene.0.stats.inference_failed.value(), 1);
+    }
+
+    #[test]
+    fn a_thread_owns_nothing_after_the_answer_but_a_context_does() {
+        let mut scene = Scene::new();
+        scene.request(0, 0);
+        scene.answered(0);
+        assert_eq!(scene.call(evidence(0, rule::THREAD)), None);
+        assert_eq!(scene.call(evidence(0, rule::CONTEXT)), Some(0));
+    }
+
+    #[test]
+    fn pipelined_requests_own_nothing() {
+        let mut scene = Scene::new();
+        scene.request(0, 0);
+        assert_eq!(scene.call(evidence(0, rule::CONTEXT)), Some(0));
+        // Queued by the server, and begun in the context of the first.
+        scene.request(1, 10);
+        assert_eq!(scene.call(evidence(0, rule::CONTEXT)), None);
+        scene.answered(0);
+        assert_eq!(scene.call(evidence(0, rule::CONTEXT)), None);
+        assert_eq!(scene.call(evidence(10, rule::CONTEXT_AFTER_READ)), None);
+        scene.answered(1);
+        scene.request(2, 20);
+        assert_eq!(scene.call(evidence(20, rule::CONTEXT)), Some(2));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use abi::map::Descriptor;
+    use abi::record::Data;
+    use proptest::prelude::*;
+    use zerocopy::FromZeros;
+
+    use super::*;
+    use crate::protocol::Status;
+    use crate::stream::{Opening, Streams};
+
+    /// Numbers for ids, in order.
+    #[derive(Default)]
+    struct Numbers(u64);
+
+    impl Ids for Numbers {
+        fn trace_id(&mut self) -> [u8; 16] {
+            self.0 += 1;
+            u128::from(self.0).to_be_bytes()
+        }
+
+        fn span_id(&mut self) -> [u8; 8] {
+            self.0 += 1;
+            self.0.to_be_bytes()
+        }
+    }
+
+    /// A clock that is ahead by a thousand.
+    struct Ahead;
+
+    impl UnixTime for Ahead {
+        fn unix(&self, monotonic: u64) -> u64 {
+            monotonic + 1000
+        }
+    }
+
+    const SERVER: u64 = 1;
+    const CLIENT: u64 = 2;
+    const PID: u32 = 7;
+    const REMOTE: [u8; 8] = [0xee; 8];
+    const TRACE: [u8; 16] = [0xdd; 16];
+
+    fn context(trace_id: [u8; 16], span_id: [u8; 8], flags: u8) -> Option<Box<TraceContext>> {
+        Some(Box::new(TraceContext {
+            trace_id,
+            span_id,
+            flags,
+            state: "a=1".to_owned(),
+        }))
+    }
+
+    struct Bench {
+        assembler: Assembler,
+        spans: Vec<Span>,
+        calls: u64,
+    }
+
+    impl Bench {
+        /// A process with a server connection, which has read nothing yet.
+        fn new() -> Self {
+            let mut assembler = Assembler::new(Box::<Numbers>::default());
+            let attributes = vec![("service.name".into(), "shop".into())];
+            assembler.process(PID, Arc::new(Resource { attributes }));
+            Self {
+                assembler,
+                spans: Vec::new(),
+                calls: 0,
+            }
+        }
+
+        fn take(&mut self, progress: Progress) {
+            let spans = &mut self.spans;
+            self.assembler
+                .progress(progress, &Ahead, &mut |span| spans.push(span));
+        }
+
+        fn begin(&mut self, conn: u64, number: u64, role: Role, at: u64, evidence: Evidence) {
+            self.take(Progress::Begin {
+                id: ExchangeId { conn, number },
+                pid: PID,
+                role,
+                at,
+                evidence,
+            });
+        }
+
+        fn head(&mut self, conn: u64, number: u64, context: Option<Box<TraceContext>>) {
+            let id = ExchangeId { conn, number };
+            self.take(Progress::Head { id, context });
+        }
+
+        fn read(&mut self, from: u64, end: u64, exchange: Option<u64>, completes_head: bool) {
+            let bytes = Owner {
+                conn: SERVER,
+                offset: from,
+            };
+            self.take(Progress::Read {
+                bytes,
+                end,
+                exchange,
+                completes_head,
+            });
+        }
+
+        fn end(&mut self, conn: u64, number: u64, at: u64) {
+            let result = Box::new(Exchange {
+                scope: "otel-ebpf.http",
+                name: "GET".into(),
+                attributes: Vec::new(),
+                status: Status::Unset,
+            });
+            let id = ExchangeId { conn, number };
+            self.take(Progress::End { id, at, result });
+        }
+
+        /// A whole request in the bytes from `from` on, a hundred of them.
+        fn request(&mut self, number: u64, from: u64) {
+            self.request_with(number, from, None);
+        }
+
+        fn request_with(&mut self, number: u64, from: u64, context: Option<Box<TraceContext>>) {
+            self.begin(SERVER, number, Role::Server, from, none());
+            self.head(SERVER, number, context);
+            self.read(from, from + 100, Some(number), true);
+        }
+
+        /// A call with this evidence, begun and ended; its span.
+        fn call(&mut self, rule: u8, offset: u64) -> Span {
+            self.call_with(rule, offset, None)
+        }
+
+        fn call_with(&mut self, rule: u8, offset: u64, context: Option<Box<TraceContext>>) -> Span {
+            let number = self.calls;
+            self.calls += 1;
+            self.begin(CLIENT, number, Role::Client, 5, by(rule, offset));
+            self.head(CLIENT, number, context);
+            self.end(CLIENT, number, 6);
+            self.spans.pop().unwrap()
+        }
+
+        /// The span of a request that ends now.
+        fn served(&mut self, number: u64) -> Span {
+            self.end(SERVER, number, 900);
+            self.spans.pop().unwrap()
+        }
+    }
+
+    fn by(rule: u8, offset: u64) -> Evidence {
+        let owner = Owner {
+            conn: SERVER,
+            offset,
+        };
+        Evidence { owner, rule }
+    }
+
+    fn none() -> Evidence {
+        let owner = Owner::default();
+        let rule = rule::NONE;
+        Evidence { owner, rule }
+    }
+
+    #[track_caller]
+    fn assert_child(child: &Span, parent: &Span) {
+        let expected = Parent {
+            span_id: parent.span_id,
+            remote: false,
+        };
+        assert_eq!(child.parent, Some(expected));
+        assert_eq!(child.trace_id, parent.trace_id);
+    }
+
+    #[track_caller]
+    fn assert_root(bench: &Bench, span: &Span, count: impl Fn(&AssembleStats) -> &Count) {
+        assert_eq!(span.parent, None);
+        assert_eq!(span.flags, ROOT_FLAGS);
+        assert_eq!(count(&bench.assembler.stats).value(), 1);
+    }
+
+    #[test]
+    fn evidence_that_found_an_owner_gives_a_parent() {
+        for rule in [
+            rule::CONTEXT,
+            rule::THREAD,
+            rule::CONTEXT_AFTER_READ,
+            rule::QUEUED,
+            rule::QUEUED_AFTER_READ,
+        ] {
+            let mut bench = Bench::new();
+            bench.request(0, 0);
+            let call = bench.call(rule, 0);
+            let server = bench.served(0);
+            assert_child(&call, &server);
+            assert_eq!(bench.assembler.stats.parented.value(), 1);
+            assert_ne!(call.span_id, server.span_id);
+        }
+    }
+
+    #[test]
+    fn evidence_that_found_none_is_counted_by_its_reason() {
+        type Counter = fn(&AssembleStats) -> &Count;
+        let reasons: [(u8, Counter); 8] = [
+            (rule::UNOWNED_CONTEXT, |stats| &stats.unowned_context),
+            (rule::EVENT_LOOP, |stats| &stats.event_loop),
+            (rule::IDLE_THREAD, |stats| &stats.idle_thread),
+            (rule::NO_THREAD_STATE, |stats| &stats.no_thread_state),
+            (rule::NONE, |stats| &stats.no_thread_state),
+            (rule::MIXED_QUEUE, |stats| &stats.mixed_queue),
+            (17, |stats| &stats.unowned_context),
+            (255, |stats| &stats.unowned_context),
+        ];
+        for (rule, count) in reasons {
+            let mut bench = Bench::new();
+            bench.request(0, 0);
+            let call = bench.call(rule, 0);
+            assert_root(&bench, &call, count);
+        }
+    }
+
+    #[test]
+    fn every_byte_of_a_request_leads_to_it_and_to_no_other() {
+        let mut bench = Bench::new();
+        bench.request(0, 0);
+        bench.read(100, 150, Some(0), false);
+        bench.end(SERVER, 0, 3);
+        let first = bench.spans.pop().unwrap();
+        bench.request(1, 150);
+        for offset in [0, 99, 100, 149] {
+            let call = bench.call(rule::CONTEXT, offset);
+            assert_child(&call, &first);
+        }
+        let calls = [150, 249].map(|offset| bench.call(rule::CONTEXT, offset));
+        let second = bench.served(1);
+        for call in &calls {
+            assert_child(call, &second);
+        }
+        let call = bench.call(rule::CONTEXT, 250);
+        assert_root(&bench, &call, |stats| &stats.forgotten);
+    }
+
+    #[test]
+    fn bytes_that_were_not_seen_lead_nowhere() {
+        let mut bench = Bench::new();
+        bench.request(0, 100);
+        bench.request(1, 300);
+        for (calls, offset) in [0, 99, 200, 299, 400, u64::MAX].into_iter().enumerate() {
+            let call = bench.call(rule::CONTEXT, offset);
+            assert_eq!(call.parent, None, "{offset}");
+            let forgotten = bench.assembler.stats.forgotten.value();
+            assert_eq!(forgotten, calls as u64 + 1);
+        }
+        // The same connection, but another one's bytes.
+        let owner = Owner {
+            conn: 77,
+            offset: 100,
+        };
+        let rule = rule::CONTEXT;
+        bench.begin(CLIENT, 50, Role::Client, 5, Evidence { owner, rule });
+        bench.end(CLIENT, 50, 6);
+        assert_eq!(bench.spans.pop().unwrap().parent, None);
+    }
+
+    #[test]
+    fn what_is_said_last_of_bytes_holds() {
+        let mut bench = Bench::new();
+        bench.request(0, 0);
+        bench.read(100, 120, Some(0), false);
+        bench.end(SERVER, 0, 1);
+        bench.begin(SERVER, 1, Role::Server, 1, none());
+        bench.head(SERVER, 1, None);
+        bench.read(100, 200, None, true);
+        let call = bench.call(rule::CONTEXT, 99);
+        assert!(call.parent.is_some());
+        let call = bench.call(rule::CONTEXT, 100);
+        assert_root(&bench, &call, |stats| &stats.pipelined);
+    }
+
+    #[test]
+    fn the_thread_of_a_request_is_free_after_its_end_but_its_context_is_not() {
+        let mut bench = Bench::new();
+        bench.request(0, 0);
+        let server = bench.served(0);
+        let call = bench.call(rule::THREAD, 0);
+        assert_root(&bench, &call, |stats| &stats.ended);
+        let background = bench.call(rule::CONTEXT, 0);
+        assert_child(&background, &server);
+    }
+
+    #[test]
+    fn an_inferred_link_holds_only_where_the_head_ended() {
+        for rule in [rule::CONTEXT_AFTER_READ, rule::QUEUED_AFTER_READ] {
+            let mut bench = Bench::new();
+            bench.begin(SERVER, 0, Role::Server, 1, none());
+            bench.read(0, 10, Some(0), false);
+            bench.head(SERVER, 0, None);
+            bench.read(10, 20, Some(0), true);
+            bench.read(20, 30, Some(0), false);
+            for (offset, parented) in [(0, false), (10, true), (11, false), (20, false)] {
+                let call = bench.call(rule, offset);
+                assert_eq!(call.parent.is_some(), parented, "{rule} {offset}");
+                // What was seen needs no such check.
+                assert!(bench.call(rule::CONTEXT, offset).parent.is_some());
+            }
+            assert_eq!(bench.assembler.stats.inference_failed.value(), 3);
+        }
+    }
+
+    #[test]
+    fn a_request_without_its_head_is_no_parent_yet() {
+        let mut bench = Bench::new();
+        bench.begin(SERVER, 0, Role::Server, 1, none());
+        bench.read(0, 10, Some(0), false);
+        let call = bench.call(rule::CONTEXT, 0);
+        assert_root(&bench, &call, |stats| &stats.head_incomplete);
+    }
+
+    #[test]
+    fn an_abandoned_request_is_nobodys_parent() {
+        let mut bench = Bench::new();
+        bench.request(0, 0);
+        let id = ExchangeId {
+            conn: SERVER,
+            number: 0,
+        };
+        bench.take(Progress::Abandon { id });
+        let call = bench.call(rule::CONTEXT, 0);
+        assert_root(&bench, &call, |stats| &stats.forgotten);
+        bench.end(SERVER, 0, 9);
+        assert!(bench.spans.is_empty());
+    }
+
+    #[test]
+    fn continues_the_callers_trace_and_passes_it_on() {
+        let mut bench = Bench::new();
+        bench.request_with(0, 0, context(TRACE, REMOTE, 1));
+        let call = bench.call(rule::CONTEXT, 0);
+        let server = bench.served(0);
+        let remote = Parent {
+            span_id: REMOTE,
+            remote: true,
+        };
+        assert_eq!(server.parent, Some(remote));
+        for span in [&server, &call] {
+            assert_eq!((span.trace_id, span.flags), (TRACE, 1));
+            assert_eq!(span.trace_state, "a=1");
+        }
+        assert_child(&call, &server);
+    }
+
+    #[test]
+    fn adopts_the_span_id_that_the_application_sent() {
+        let mut bench = Bench::new();
+        bench.request_with(0, 0, context(TRACE, REMOTE, 1));
+        let call = bench.call_with(rule::CONTEXT, 0, context(TRACE, [5; 8], 3));
+        let server = bench.served(0);
+        assert_child(&call, &server);
+        assert_eq!((call.span_id, call.flags), ([5; 8], 3));
+        assert_eq!(bench.assembler.stats.adopted.value(), 1);
+        // A repeated request is a call of its own.
+        let again = bench.call_with(rule::CONTEXT, 0, context(TRACE, [5; 8], 3));
+        assert_ne!(again.span_id, [5; 8]);
+        assert_child(&again, &server);
+        assert_eq!(bench.assembler.stats.not_adopted.value(), 1);
+    }
+
+    #[test]
+    fn leaves_the_callers_id_to_the_caller() {
+        let mut bench = Bench::new();
+        bench.request_with(0, 0, context(TRACE, REMOTE, 1));
+        // Forwarded unchanged, whether or not it is known for whom.
+        let known = bench.call_with(rule::CONTEXT, 0, context(TRACE, REMOTE, 1));
+        let unknown = bench.call_with(rule::EVENT_LOOP, 0, context(TRACE, REMOTE, 1));
+        assert_ne!(known.span_id, REMOTE);
+        assert_ne!(unknown.span_id, REMOTE);
+        assert_eq!(bench.assembler.stats.not_adopted.value(), 2);
+        assert_child(&known, &bench.served(0));
+    }
+
+    #[test]
+    fn an_id_that_another_process_received_may_be_adopted() {
+        // Both ends of a call are traced, and the server's came first.
+        let mut bench = Bench::new();
+        bench.take(Progress::Begin {
+            id: ExchangeId { conn: 9, number: 0 },
+            pid: PID + 1,
+            role: Role::Server,
+            at: 1,
+            evidence: none(),
+        });
+        bench.head(9, 0, context(TRACE, [5; 8], 1));
+        let call = bench.call_with(rule::EVENT_LOOP, 0, context(TRACE, [5; 8], 1));
+        assert_eq!((call.span_id, call.trace_id), ([5; 8], TRACE));
+    }
+
+    #[test]
+    fn a_call_that_joins_another_trace_leaves_its_parent() {
+        let mut bench = Bench::new();
+        bench.request(0, 0);
+        let call = bench.call_with(rule::CONTEXT, 0, context(TRACE, [5; 8], 1));
+        assert_eq!((call.trace_id, call.span_id), (TRACE, [5; 8]));
+        assert_eq!(call.parent, None);
+        assert_eq!(bench.assembler.stats.other_trace.value(), 1);
+    }
+
+    #[test]
+    fn traces_that_the_caller_did_not_sample_yield_no_spans() {
+        let mut bench = Bench::new();
+        bench.request_with(0, 0, context(TRACE, REMOTE, 0));
+        bench.begin(CLIENT, 0, Role::Client, 5, by(rule::CONTEXT, 0));
+        bench.head(CLIENT, 0, None);
+        bench.end(CLIENT, 0, 6);
+        bench.end(SERVER, 0, 7);
+        assert!(bench.spans.is_empty());
+        assert_eq!(bench.assembler.stats.not_sampled.value(), 2);
+    }
+
+    #[test]
+    fn exchanges_of_a_process_that_is_gone_yield_no_spans() {
+        let mut bench = Bench::new();
+        bench.request(0, 0);
+        bench.assembler.process_gone(PID);
+        bench.end(SERVER, 0, 7);
+        assert!(bench.spans.is_empty());
+        assert_eq!(bench.assembler.stats.unknown_process.value(), 1);
+    }
+
+    #[test]
+    fn a_span_lasts_as_long_as_its_exchange() {
+        let mut bench = Bench::new();
+        bench.request(0, 50);
+        bench.end(SERVER, 0, 80);
+        let span = bench.spans.pop().unwrap();
+        assert_eq!((span.start, span.end), (1050, 1080));
+        // A clock of two processors may run backwards.
+        bench.request(1, 150);
+        bench.end(SERVER, 1, 140);
+        let span = bench.spans.pop().unwrap();
+        assert_eq!((span.start, span.end), (1150, 1150));
+    }
+
+    #[test]
+    fn closed_connections_are_remembered_up_to_a_limit() {
+        let mut bench = Bench::new();
+        bench.request(0, 0);
+        let server = bench.served(0);
+        bench.take(Progress::Closed { conn: SERVER });
+        let call = bench.call(rule::CONTEXT, 0);
+        assert_child(&call, &server);
+        for conn in 0..2 * MAX_CLOSED as u64 {
+            let conn = 100 + conn;
+            bench.begin(conn, 0, Role::Server, 1, none());
+            bench.end(conn, 0, 2);
+            bench.take(Progress::Closed { conn });
+        }
+        assert_eq!(bench.assembler.connections.len(), MAX_CLOSED);
+        assert_eq!(bench.assembler.closed.len(), MAX_CLOSED);
+        assert!(bench.assembler.open.is_empty());
+        let call = bench.call(rule::CONTEXT, 0);
+        assert_root(&bench, &call, |stats| &stats.forgotten);
+    }
+
+    #[test]
+    fn a_connection_taken_up_anew_remembers_nothing_of_before() {
+        let mut bench = Bench::new();
+        bench.request(0, 0);
+        bench.end(SERVER, 0, 1);
+        bench.take(Progress::Closed { conn: SERVER });
+        bench.request(0, 500);
+        let call = bench.call(rule::CONTEXT, 0);
+        assert_root(&bench, &call, |stats| &stats.forgotten);
+        let call = bench.call(rule::CONTEXT, 500);
+        assert_child(&call, &bench.served(0));
+    }
+
+    #[test]
+    fn what_is_forgotten_for_want_of_room_is_no_parent() {
+        let mut bench = Bench::new();
+        let requests = 2 * (MAX_RUNS + MAX_SERVERS) as u64;
+        let mut servers = Vec::new();
+        for number in 0..requests {
+            bench.request(number, number * 100);
+            servers.push(bench.served(number));
+        }
+        let connection = bench.assembler.connections.get(&SERVER).unwrap();
+        assert_eq!(connection.runs.len(), MAX_RUNS);
+        assert_eq!(connection.servers.len(), MAX_SERVERS);
+        let mut kept = 0;
+        for (offset, server) in (0..).step_by(100).zip(&servers) {
+            let call = bench.call(rule::CONTEXT, offset);
+            if call.parent.is_some() {
+                assert_child(&call, server);
+                kept += 1;
+            }
+        }
+        assert_eq!(kept, MAX_SERVERS);
+    }
+
+    #[test]
+    fn only_so_many_sent_ids_are_remembered() {
+        let mut recent = Recent::default();
+        for number in 0..MAX_RECENT + 10 {
+            assert!(recent.insert(number));
+        }
+        assert!(!recent.insert(MAX_RECENT));
+        assert!(recent.insert(0));
+        assert_eq!(
+            (recent.order.len(), recent.known.len()),
+            (MAX_RECENT, MAX_RECENT)
+        );
+    }
+
+    /// Something the kernel might report.
+    #[derive(Clone, Debug)]
+    enum Report {
+        Open(u64, i32, bool),
+        Data(Box<Data>, &'static [u8]),
+        Close(u64),
+        Exit,
+    }
+
+    const TEXTS: [&[u8]; 10] = [
+        b"GET /a HTTP/1.1\r\n\r\n",
+        b"GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n",
+        b"POST /c HTTP/1.1\r\nContent-Length: 30\r\n\r\n12345",
+        b"POST /d HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"1\r\na\r\n0\r\n\r\n",
+        b"GET /e HT",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\n\r\nuntil",
+        b"\0nonsense",
+        b"",
+    ];
+
+    fn report() -> impl Strategy<Value = Report> {
+        // In step most of the time, so that exchanges come about.
+        let offset = prop_oneof![
+            6 => Just(None),
+            2 => (0..200_u64).prop_map(Some),
+            1 => any::<u64>().prop_map(Some)
+        ];
+        let extra = prop_oneof![6 => Just(0), 1 => 0..9000_u32, 1 => Just(u32::MAX - 100)];
+        let rules = prop_oneof![0..6_u8, any::<u8>()];
+        let owner = (0..6_u64, 0..200_u64);
+        let data = (
+            1..6_u64,
+            0..2_u8,
+            offset,
+            0..TEXTS.len(),
+            extra,
+            rules,
+            owner,
+            0..1000_u64,
+        );
+        let data = data.prop_map(|(conn, way, offset, text, extra, rule, owner, at)| {
+            let bytes = TEXTS[text];
+            let mut data = Data::new_zeroed();
+            data.pid = PID;
+            data.fd = i32::try_from(conn).unwrap();
+            data.conn = conn;
+            data.direction = way;
+            // Filled in where none was chosen.
+            data.offset = offset.unwrap_or(u64::MAX);
+            data.len = u32::try_from(bytes.len()).unwrap() + extra;
+            data.rule = rule;
+            data.owner = Owner {
+                conn: owner.0,
+                offset: owner.1,
+            };
+            data.at = at;
+            data.tail = *b"\r\n0\r\n\r\n\n";
+            Report::Data(Box::new(data), bytes)
+        });
+        prop_oneof![
+            1 => (1..6_u64, 1..6_i32, any::<bool>()).prop_map(|(c, f, o)| Report::Open(c, f, o)),
+            12 => data,
+            1 => (1..6_u64).prop_map(Report::Close),
+            1 => Just(Report::Exit),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        #[test]
+        fn whatever_is_reported_ends_once_under_a_parent_that_began_before(
+            reports in prop::collection::vec(report(), 0..80)
+        ) {
+            let mut streams = Streams::default();
+            let mut bench = Bench::new();
+            let mut out = Vec::new();
+            let mut next: HashMap<(u64, u8), u64> = HashMap::new();
+            let mut under_way = HashSet::new();
+            let mut servers = HashSet::new();
+            let closing = (1..6).map(Report::Close);
+            for report in reports.into_iter().chain(closing) {
+                match report {
+                    Report::Open(conn, fd, old) => {
+                        let descriptor = Descriptor { pid: PID, fd };
+                        let (role, local, peer) = (None, None, None);
+                        streams.open(Opening { conn, descriptor, role, local, peer, old }, &mut out);
+                    }
+                    Report::Data(mut data, bytes) => {
+                        let next = next.entry((data.conn, data.direction)).or_default();
+                        if data.offset == u64::MAX {
+                            data.offset = *next;
+                        }
+                        *next = data.offset.saturating_add(u64::from(data.len));
+                        streams.data(&data, bytes, &mut out);
+                    }
+                    Report::Close(conn) => streams.close(conn, Some(500), &mut out),
+                    Report::Exit => {
+                        streams.exit(PID, 500, &mut out);
+                    }
+                }
+                for progress in out.drain(..) {
+                    let begun = match &progress {
+                        Progress::Begin { id, role, .. } => {
+                            prop_assert!(under_way.insert(*id));
+                            Some((*id, *role))
+                        }
+                        Progress::End { id, .. } => {
+                            prop_assert!(under_way.remove(id));
+                            None
+                        }
+                        Progress::Abandon { id } => {
+                            under_way.remove(id);
+                            None
+                        }
+                        Progress::Read { bytes, end, .. } => {
+                            prop_assert!(bytes.offset <= *end);
+                            None
+                        }
+                        _ => None,
+                    };
+                    bench.take(progress);
+                    match begun {
+                        Some((id, Role::Server)) => {
+                            servers.insert(bench.assembler.open[&id].identity.span_id);
+                        }
+                        Some((id, Role::Client)) => {
+                            if let Some(parent) = bench.assembler.open[&id].identity.parent {
+                                prop_assert!(!parent.remote);
+                                prop_assert!(servers.contains(&parent.span_id));
+                            }
+                        }
+                        None => {}
+                    }
+                }
+                prop_assert!(streams.len() <= 5);
+            }
+            prop_assert!(under_way.is_empty());
+            prop_assert!(bench.assembler.open.is_empty());
+            prop_assert!(bench.assembler.connections.len() <= 5);
+            for connection in bench.assembler.connections.values() {
+                prop_assert!(connection.runs.len() <= MAX_RUNS);
+                prop_assert!(connection.servers.len() <= MAX_SERVERS);
+                let runs = connection.runs.iter();
+                prop_assert!(runs.is_sorted_by(|a, b| a.end <= b.from));
+            }
         }
     }
 }

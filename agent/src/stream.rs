@@ -749,3 +749,617 @@ fn unix_path(bytes: &[u8]) -> String {
         _ => text.into_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+    use zerocopy::FromZeros;
+
+    use super::*;
+    use crate::attribute::Value;
+    use direction::{RECEIVED, SENT};
+
+    const GET: &str = "GET /a HTTP/1.1\r\nHost: h\r\n\r\n";
+    const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+    /// Streams, and the kernel's part: offsets and a clock that goes on by
+    /// ten with each record. A send begins three earlier.
+    #[derive(Default)]
+    struct Wire {
+        streams: Streams,
+        offsets: HashMap<(u64, u8), u64>,
+        now: u64,
+        out: Vec<Progress>,
+    }
+
+    impl Wire {
+        fn open(&mut self, conn: u64, fd: i32, role: Option<Role>, old: bool) {
+            let end = |port| Some(Endpoint::Ip(SocketAddr::from(([127, 0, 0, 1], port))));
+            let opening = Opening {
+                conn,
+                descriptor: Descriptor { pid: 7, fd },
+                role,
+                local: end(1000),
+                peer: end(2000),
+                old,
+            };
+            self.streams.open(opening, &mut self.out);
+        }
+
+        fn record(&mut self, conn: u64, way: u8, len: usize) -> Data {
+            self.now += 10;
+            let offset = self.offsets.entry((conn, way)).or_default();
+            let mut data = Data::new_zeroed();
+            data.direction = way;
+            data.pid = 7;
+            data.fd = i32::try_from(conn).unwrap();
+            data.conn = conn;
+            data.offset = *offset;
+            data.len = u32::try_from(len).unwrap();
+            data.at = self.now;
+            data.started = if way == SENT { self.now - 3 } else { 0 };
+            *offset += len as u64;
+            data
+        }
+
+        fn bytes(&mut self, conn: u64, way: u8, text: &str) {
+            let data = self.record(conn, way, text.len());
+            self.streams.data(&data, text.as_bytes(), &mut self.out);
+        }
+
+        fn received(&mut self, text: &str) {
+            self.bytes(1, RECEIVED, text);
+        }
+
+        fn sent(&mut self, text: &str) {
+            self.bytes(1, SENT, text);
+        }
+
+        /// A transfer of which only the last bytes were seen.
+        fn unseen(&mut self, way: u8, len: usize, tail: &[u8; 8]) {
+            let mut data = self.record(1, way, len);
+            data.tail = *tail;
+            self.streams.data(&data, b"", &mut self.out);
+        }
+
+        /// A transfer whose record never comes.
+        fn lost(&mut self, way: u8, text: &str) {
+            self.record(1, way, text.len());
+        }
+
+        fn close(&mut self) {
+            self.now += 10;
+            self.streams.close(1, Some(self.now), &mut self.out);
+        }
+
+        /// What came out since the last look, in short words.
+        fn brief(&mut self) -> String {
+            let lines: Vec<_> = self
+                .out
+                .drain(..)
+                .map(|progress| brief(&progress))
+                .collect();
+            lines.join("; ")
+        }
+    }
+
+    fn find(exchange: &Exchange, key: &str) -> String {
+        let found = exchange.attributes.iter().find(|(known, _)| known == key);
+        match found {
+            Some((_, Value::Int(number))) => number.to_string(),
+            Some((_, Value::Str(text))) => text.to_string(),
+            _ => "-".to_owned(),
+        }
+    }
+
+    fn brief(progress: &Progress) -> String {
+        match progress {
+            Progress::Begin { id, role, at, .. } => format!("{role:?} {} at {at}", id.number),
+            Progress::Head { id, .. } => format!("head {}", id.number),
+            Progress::End { id, at, result } => format!(
+                "end {} at {at} with {}",
+                id.number,
+                find(result, "http.response.status_code")
+            ),
+            Progress::Abandon { id } => format!("abandon {}", id.number),
+            Progress::Read {
+                bytes,
+                end,
+                exchange,
+                completes_head,
+            } => {
+                let whose = exchange.map_or("nobody".to_owned(), |number| number.to_string());
+                let head = if *completes_head { ", head" } else { "" };
+                format!("{}..{end} of {whose}{head}", bytes.offset)
+            }
+            Progress::Closed { conn } => format!("closed {conn}"),
+            Progress::Mute { conn } => format!("mute {conn}"),
+        }
+    }
+
+    /// A wire with a server connection.
+    fn server() -> Wire {
+        let mut wire = Wire::default();
+        wire.open(1, 1, Some(Role::Server), false);
+        wire
+    }
+
+    #[track_caller]
+    fn check(mut wire: Wire, act: impl FnOnce(&mut Wire), expected: &str) -> Wire {
+        act(&mut wire);
+        assert_eq!(wire.brief(), expected);
+        wire
+    }
+
+    #[test]
+    fn tells_the_role_by_the_first_bytes() {
+        for (way, text, expected) in [
+            (RECEIVED, GET, "Server 0 at 10; head 0; 0..28 of 0, head"),
+            (SENT, GET, "Client 0 at 7; head 0"),
+            (SENT, OK, "abandon 0"),
+            (RECEIVED, OK, "abandon 0"),
+        ] {
+            for old in [true, false] {
+                let mut wire = Wire::default();
+                wire.open(1, 1, None, old);
+                check(wire, |wire| wire.bytes(1, way, text), expected);
+            }
+        }
+        // A response tells as much: the next request is understood.
+        let wire = check(server(), |wire| wire.sent(OK), "abandon 0");
+        let expected = "Server 1 at 20; head 1; 0..28 of 1, head";
+        check(wire, |wire| wire.received(GET), expected);
+    }
+
+    #[test]
+    fn tells_both_ends_to_the_parser() {
+        for role in [Role::Server, Role::Client] {
+            let mut wire = Wire::default();
+            wire.open(1, 1, Some(role), false);
+            let (there, back) = match role {
+                Role::Server => (RECEIVED, SENT),
+                Role::Client => (SENT, RECEIVED),
+            };
+            wire.bytes(1, there, "GET /a HTTP/1.1\r\n\r\n");
+            wire.bytes(1, back, OK);
+            let Some(Progress::End { result, .. }) = wire.out.last() else {
+                panic!("{:?}", wire.out);
+            };
+            assert_eq!(find(result, "network.peer.port"), "2000", "{role:?}");
+        }
+    }
+
+    #[test]
+    fn stamps_a_server_exchange_with_its_first_and_last_byte() {
+        check(
+            server(),
+            |wire| {
+                wire.received("POST /a HTTP/1.1\r\nContent-Length: 4\r\n\r\n12");
+                wire.received("34");
+                wire.sent("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n");
+                wire.sent("ok");
+                wire.close();
+            },
+            "Server 0 at 10; head 0; 0..41 of 0, head; 41..43 of 0; \
+             end 0 at 40 with 200; closed 1",
+        );
+    }
+
+    #[test]
+    fn a_sent_request_begins_when_its_system_call_does() {
+        let mut wire = Wire::default();
+        wire.open(1, 1, Some(Role::Client), false);
+        let wire = check(
+            wire,
+            |wire| {
+                wire.sent(GET);
+                wire.received(OK);
+            },
+            "Client 0 at 7; head 0; end 0 at 20 with 200",
+        );
+        // Where the call's begin is not known, its end has to do.
+        check(
+            wire,
+            |wire| {
+                let mut data = wire.record(1, SENT, GET.len());
+                data.started = 0;
+                wire.streams.data(&data, GET.as_bytes(), &mut wire.out);
+            },
+            "Client 1 at 30; head 1",
+        );
+    }
+
+    #[test]
+    fn an_exchange_that_the_next_request_ends_ended_with_its_last_response_byte() {
+        check(
+            server(),
+            |wire| {
+                wire.received(GET);
+                wire.sent("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+                wire.unseen(SENT, 5000, b"unending");
+                wire.received(GET);
+            },
+            "Server 0 at 10; head 0; 0..28 of 0, head; \
+             end 0 at 30 with 200; Server 1 at 40; head 1; 28..56 of 1, head",
+        );
+    }
+
+    #[test]
+    fn a_close_ends_an_unfinished_response_with_its_last_byte() {
+        check(
+            server(),
+            |wire| {
+                wire.received(GET);
+                wire.sent("HTTP/1.1 200 OK\r\n\r\nuntil the close");
+                wire.now += 1000;
+                wire.close();
+            },
+            "Server 0 at 10; head 0; 0..28 of 0, head; end 0 at 20 with 200; closed 1",
+        );
+        // Without a response it ends now.
+        check(
+            server(),
+            |wire| {
+                wire.received(GET);
+                wire.close();
+            },
+            "Server 0 at 10; head 0; 0..28 of 0, head; end 0 at 20 with -; closed 1",
+        );
+    }
+
+    #[test]
+    fn first_bytes_in_doubt_are_kept_until_they_tell() {
+        for at in 1..GET.len() {
+            let mut wire = server();
+            wire.received(&GET[..at]);
+            wire.received(&GET[at..]);
+            wire.sent(OK);
+            let text = wire.brief();
+            assert!(text.contains("end 0 at 30 with 200"), "{at}: {text}");
+            assert!(text.contains("Server 0 at "), "{at}: {text}");
+            assert!(text.contains(&format!("0..{at} of 0")), "{at}: {text}");
+            assert!(
+                text.contains(&format!("{at}..28 of 0, head")),
+                "{at}: {text}"
+            );
+            // Kept bytes have kept their time.
+            assert!(text.starts_with("Server 0 at 10"), "{at}: {text}");
+        }
+        let mut wire = server();
+        for at in 0..GET.len() {
+            wire.received(&GET[at..=at]);
+        }
+        wire.sent(OK);
+        let text = wire.brief();
+        assert!(
+            text.starts_with("Server 0 at 10; 0..1 of 0; 1..2 of 0"),
+            "{text}"
+        );
+        assert!(
+            text.ends_with("27..28 of 0, head; end 0 at 290 with 200"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn kept_bytes_that_have_a_hole_make_no_exchange() {
+        check(
+            server(),
+            |wire| {
+                wire.received("GE");
+                wire.lost(RECEIVED, "T /one HTTP/1.1\r\n\r\nGE");
+                wire.received("T /two HTTP/1.1\r\n\r\n");
+            },
+            "Server 0 at 10; 0..2 of 0; abandon 0; 23..42 of nobody",
+        );
+    }
+
+    #[test]
+    fn connections_of_no_known_protocol_are_muted() {
+        let wire = check(
+            server(),
+            |wire| {
+                wire.received("\x16\x03\x01");
+                wire.sent("\x16\x03\x03");
+                wire.received(GET);
+            },
+            "mute 1",
+        );
+        assert_eq!(wire.streams.stats.unknown_protocol.value(), 1);
+        assert_eq!(wire.streams.len(), 1);
+    }
+
+    #[test]
+    fn old_connections_get_longer_to_show_a_protocol() {
+        let mut wire = Wire::default();
+        wire.open(1, 1, None, true);
+        for _ in 1..TRIES_OLD {
+            wire.received("\0the middle of a body");
+        }
+        let wire = check(
+            wire,
+            |wire| wire.received(GET),
+            "Server 0 at 640; head 0; 1323..1351 of 0, head",
+        );
+        // Its bytes are counted from where it was taken up.
+        check(
+            wire,
+            |wire| {
+                wire.sent(OK);
+                wire.received(GET);
+            },
+            "end 0 at 650 with 200; Server 1 at 660; head 1; 1351..1379 of 1, head",
+        );
+        let mut wire = Wire::default();
+        for _ in 0..TRIES_OLD {
+            wire.received("\0");
+        }
+        assert_eq!(wire.streams.stats.unannounced.value(), 1);
+        assert_eq!(wire.brief(), "mute 1");
+    }
+
+    #[test]
+    fn upgraded_connections_are_muted() {
+        let wire = check(
+            server(),
+            |wire| {
+                wire.received("GET /ws HTTP/1.1\r\nUpgrade: websocket\r\n\r\n");
+                wire.sent("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n");
+                wire.received(GET);
+            },
+            "Server 0 at 10; head 0; 0..40 of 0, head; end 0 at 20 with 101; mute 1",
+        );
+        assert_eq!(wire.streams.stats.upgraded.value(), 1);
+    }
+
+    #[test]
+    fn transfers_that_come_twice_are_left_out() {
+        let wire = check(
+            server(),
+            |wire| {
+                wire.received(GET);
+                wire.offsets.clear();
+                wire.received(GET);
+            },
+            "Server 0 at 10; head 0; 0..28 of 0, head",
+        );
+        assert_eq!(wire.streams.stats.overlaps.value(), 1);
+        assert_eq!(wire.streams.stats.gap_bytes.value(), 0);
+    }
+
+    #[test]
+    fn a_lost_request_is_nobodys_and_so_is_what_may_continue_it() {
+        let wire = check(
+            server(),
+            |wire| {
+                wire.received(GET);
+                wire.lost(SENT, OK);
+                wire.lost(RECEIVED, GET);
+                wire.received(GET);
+            },
+            "Server 0 at 10; head 0; 0..28 of 0, head; 56..84 of nobody",
+        );
+        assert_eq!(wire.streams.stats.gap_bytes.value(), 28);
+    }
+
+    #[test]
+    fn a_counted_body_goes_on_after_a_gap() {
+        check(
+            server(),
+            |wire| {
+                wire.received("POST /a HTTP/1.1\r\nContent-Length: 9\r\n\r\n123");
+                wire.lost(RECEIVED, "456");
+                wire.received("789");
+            },
+            "Server 0 at 10; head 0; 0..42 of 0, head; 45..48 of 0",
+        );
+    }
+
+    #[test]
+    fn a_chunked_body_that_is_not_seen_is_its_requests_where_its_end_shows() {
+        let wire = check(
+            server(),
+            |wire| {
+                wire.received("POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n");
+                wire.unseen(RECEIVED, 5000, b"chunkdat");
+                wire.unseen(RECEIVED, 5000, b"a\r\n0\r\n\r\n");
+            },
+            "Server 0 at 10; head 0; 0..48 of 0, head; 48..5048 of nobody; 5048..10048 of 0",
+        );
+        drop(wire);
+        // The answer is lost, and another upload follows: not the first's.
+        let mut wire = server();
+        wire.received("POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n");
+        wire.unseen(RECEIVED, 5000, b"chunkdat");
+        wire.lost(SENT, OK);
+        wire.brief();
+        check(
+            wire,
+            |wire| {
+                wire.received("POST /b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n");
+                wire.received("1\r\na\r\n0\r\n\r\n");
+            },
+            "5048..5096 of nobody; 5096..5107 of nobody",
+        );
+    }
+
+    #[test]
+    fn bytes_of_several_requests_in_one_transfer_are_nobodys() {
+        let twice = format!("{GET}{GET}");
+        check(
+            server(),
+            |wire| wire.received(&twice),
+            "Server 0 at 10; head 0; Server 1 at 10; head 1; 0..56 of nobody, head",
+        );
+        // The end of one and the beginning of the next.
+        check(
+            server(),
+            |wire| {
+                wire.received(&GET[..20]);
+                wire.received(&format!("{}{}", &GET[20..], &GET[..9]));
+                wire.received(&GET[9..]);
+            },
+            "Server 0 at 10; 0..20 of 0; head 0; Server 1 at 20; 20..37 of nobody, head; \
+             head 1; 37..56 of 1, head",
+        );
+    }
+
+    #[test]
+    fn the_buffers_of_one_call_are_one_transfer() {
+        let mut wire = server();
+        for text in [&GET[..20], &GET[20..], GET] {
+            let mut data = wire.record(1, RECEIVED, text.len());
+            data.tid = 3;
+            data.at = 99;
+            wire.streams.data(&data, text.as_bytes(), &mut wire.out);
+        }
+        assert_eq!(
+            wire.brief(),
+            "Server 0 at 99; 0..20 of 0; head 0; 0..28 of 0, head; \
+             Server 1 at 99; head 1; 0..56 of nobody, head"
+        );
+    }
+
+    #[test]
+    fn the_first_bytes_carry_the_evidence() {
+        let mut wire = Wire::default();
+        wire.open(1, 1, Some(Role::Client), false);
+        let owners = [(5, record::rule::CONTEXT), (6, record::rule::THREAD)];
+        for (text, (conn, rule)) in [&GET[..3], &GET[3..]].into_iter().zip(owners) {
+            let mut data = wire.record(1, SENT, text.len());
+            data.owner = Owner { conn, offset: 8 };
+            data.rule = rule;
+            wire.streams.data(&data, text.as_bytes(), &mut wire.out);
+        }
+        let Some(Progress::Begin { evidence, pid, .. }) = wire.out.first() else {
+            panic!("{:?}", wire.out);
+        };
+        let owner = Owner { conn: 5, offset: 8 };
+        let rule = record::rule::CONTEXT;
+        assert_eq!((*evidence, *pid), (Evidence { owner, rule }, 7));
+    }
+
+    #[test]
+    fn a_descriptor_used_again_closes_what_it_was_before() {
+        let mut wire = server();
+        wire.received(GET);
+        wire.brief();
+        let wire = check(
+            wire,
+            |wire| {
+                wire.open(2, 1, Some(Role::Server), false);
+                wire.close();
+                wire.bytes(2, RECEIVED, GET);
+            },
+            "end 0 at 10 with -; closed 1; Server 0 at 30; head 0; 0..28 of 0, head",
+        );
+        assert_eq!(wire.streams.len(), 1);
+    }
+
+    #[test]
+    fn a_connection_announced_twice_begins_anew() {
+        let mut wire = server();
+        wire.received(GET);
+        wire.brief();
+        let mut wire = check(
+            wire,
+            |wire| wire.open(1, 8, Some(Role::Server), false),
+            "end 0 at 10 with -; closed 1",
+        );
+        assert_eq!((wire.streams.len(), wire.streams.descriptors.len()), (1, 1));
+        wire.close();
+        assert!(wire.streams.is_empty() && wire.streams.descriptors.is_empty());
+    }
+
+    #[test]
+    fn an_ended_process_closes_its_connections_in_order() {
+        let mut wire = Wire::default();
+        for conn in [3, 1, 2] {
+            wire.open(conn, i32::try_from(conn).unwrap(), None, false);
+        }
+        let gone = wire.streams.exit(7, 50, &mut wire.out);
+        assert_eq!(wire.brief(), "closed 1; closed 2; closed 3");
+        assert_eq!(gone.len(), 3);
+        assert!(wire.streams.exit(7, 50, &mut wire.out).is_empty());
+    }
+
+    #[test]
+    fn more_connections_than_the_limit_are_refused() {
+        let mut wire = Wire::default();
+        let limit = i32::try_from(MAX_CONNECTIONS).unwrap();
+        for fd in 0..limit + 2 {
+            wire.open(u64::try_from(fd).unwrap() + 1, fd, None, false);
+        }
+        let over = u64::try_from(limit).unwrap() + 1;
+        wire.bytes(over, RECEIVED, GET);
+        assert_eq!(wire.streams.len(), MAX_CONNECTIONS);
+        assert_eq!(wire.streams.stats.refused.value(), 3);
+        assert_eq!(wire.brief(), "");
+        // There is room again.
+        wire.close();
+        wire.bytes(over, RECEIVED, GET);
+        assert!(wire.brief().contains("Server 0"));
+    }
+
+    #[test]
+    fn reads_the_addresses_of_both_ends() {
+        let mut open = Open::new_zeroed();
+        open.family = 2;
+        open.role = record::role::CLIENT;
+        open.peer[..4].copy_from_slice(&[192, 0, 2, 1]);
+        open.peer_port = 80;
+        let ip = |text: &str| Some(Endpoint::Ip(text.parse().unwrap()));
+        let opening = Opening::from(&open);
+        assert_eq!(opening.peer, ip("192.0.2.1:80"));
+        assert_eq!((opening.local, opening.role), (None, Some(Role::Client)));
+
+        open.family = 10;
+        open.peer = Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().octets();
+        assert_eq!(Opening::from(&open).peer, ip("192.0.2.1:80"));
+        open.peer = Ipv6Addr::LOCALHOST.octets();
+        assert_eq!(Opening::from(&open).peer, ip("[::1]:80"));
+
+        open.family = 1;
+        for (path, expected) in [
+            (&b"/run/app.sock\0rest"[..], "/run/app.sock"),
+            (b"\0abstract\0", "@abstract"),
+            (b"\0\0", ""),
+            (&[b'x'; 112], &"x".repeat(112)),
+        ] {
+            open.path = [0; 112];
+            open.path[..path.len()].copy_from_slice(path);
+            let unix = Some(Endpoint::Unix(expected.to_owned()));
+            open.role = record::role::CLIENT;
+            assert_eq!(Opening::from(&open).peer, unix);
+            open.role = record::role::SERVER;
+            assert_eq!(Opening::from(&open).local, unix);
+        }
+        open.family = 99;
+        assert_eq!(Opening::from(&open).peer, None);
+    }
+
+    proptest! {
+        #[test]
+        fn split_anywhere_the_same_is_found(cuts in prop::collection::vec(0..200_usize, 0..6)) {
+            let post = "POST /b HTTP/1.1\r\nContent-Length: 5\r\n\r\n";
+            let text = format!("{post}hello");
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut % text.len()).collect();
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            cuts.dedup();
+            let mut wire = server();
+            for pair in cuts.windows(2) {
+                wire.received(&text[pair[0]..pair[1]]);
+            }
+            wire.sent(OK);
+            let found = wire.brief();
+            let ended = format!("end 0 at {} with 200", wire.now);
+            prop_assert!(found.starts_with("Server 0 at 10"), "{}", found);
+            prop_assert!(found.ends_with(&ended), "{}", found);
+            prop_assert!(!found.contains("nobody"), "{}", found);
+            prop_assert_eq!(found.matches(", head").count(), 1);
+        }
+    }
+}
