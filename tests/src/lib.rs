@@ -7,5 +7,6 @@ pub mod app;
 pub mod client;
 pub mod load;
 pub mod process;
+pub mod program;
 pub mod receiver;
 pub mod trace;
