@@ -44,12 +44,14 @@ counters! {
         ended => "discovery.ended",
         /// Connections older than the attach that were made known.
         seeded => "discovery.seeded_connections",
-        /// Connections older than the attach that were left out: too many, or
-        /// closed meanwhile.
+        /// Connections older than the attach that were left out: too many.
         unseeded => "discovery.dropped.connections",
         /// Processes that asked for no traces in their environment, and were
         /// left alone when they began another program.
         unwanted => "discovery.unwanted",
+        /// Connections older than the attach that were closed while they were
+        /// looked at: nothing of them is missing that began later.
+        closed => "discovery.closed_connections",
         /// Processes whose Python could not be read: sockets only.
         without_python => "discovery.without_python",
         /// Processes whose contexts were no longer followed, as they made no
@@ -663,7 +665,7 @@ impl Discovery {
             if socket_inode(pid, socket.fd) != Some(socket.inode) {
                 // Closed, and perhaps reused, while we looked.
                 probes.forget(descriptor, conn);
-                self.stats.unseeded.one();
+                self.stats.closed.one();
                 continue;
             }
             self.stats.seeded.one();

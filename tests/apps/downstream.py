@@ -2,7 +2,8 @@
 own method, path and query, so that a caller can tell whose answer it got.
 
 An ASGI application: `uvicorn downstream:app`. `?status=CODE` chooses the
-status, `?delay_ms=N` waits before it answers.
+status, `?delay_ms=N` waits before it answers, `?size=N` answers with so many
+bytes, `?chunked=1` without their length.
 """
 
 import asyncio
@@ -26,14 +27,16 @@ async def app(scope, receive, send):
         await asyncio.sleep(int(wishes["delay_ms"][0]) / 1000)
     target = scope["path"] + ("?" + query if query else "")
     body = f"{scope['method']} {target}".encode()
+    if "size" in wishes:
+        body = b"x" * int(wishes["size"][0])
+    headers = [(b"content-type", b"text/plain")]
+    if "chunked" not in wishes:
+        headers.append((b"content-length", str(len(body)).encode()))
     await send(
         {
             "type": "http.response.start",
             "status": int(wishes.get("status", ["200"])[0]),
-            "headers": [
-                (b"content-type", b"text/plain"),
-                (b"content-length", str(len(body)).encode()),
-            ],
+            "headers": headers,
         }
     )
     await send({"type": "http.response.body", "body": body})

@@ -5,6 +5,7 @@ none.
 """
 
 import os
+import subprocess
 
 from flask import Flask, Response, abort, jsonify, request
 from markupsafe import escape
@@ -44,6 +45,13 @@ def stream():
 @app.get("/greet/<name>")
 def greet(name):
     return f"hello {escape(name)}\n"
+
+
+@app.get("/spawn")
+def spawn():
+    """Another program runs and ends while the request is worked on."""
+    subprocess.run(["true"], check=True)
+    return "done\n"
 
 
 @app.get("/error")

@@ -4,11 +4,13 @@
 //! `cargo xtask test` runs it; it needs root.
 
 use std::collections::BTreeMap;
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use otel_ebpf_tests::agent::{Agent, Ended};
-use otel_ebpf_tests::app::{App, Bind, Service};
+use otel_ebpf_tests::app::{App, Bind, Service, free_port};
 use otel_ebpf_tests::client::Response;
 use otel_ebpf_tests::process::{PATIENCE, Signal, send, wait_for};
 use otel_ebpf_tests::trace::{Kind, Span, brief, children, matching, only};
@@ -581,6 +583,108 @@ fn check_call(downstream: &App, client: &Span, server: &Span, query: &str) {
         client.end + millisecond >= server.end,
         "{client:#?} {server:#?}"
     );
+}
+
+/// What the other service answers is the client span's status and sizes, and
+/// what it leaves out is told too.
+#[test]
+fn answers_to_calls_are_told() -> Result<()> {
+    const SIZE: usize = 10 * 1024 * 1024;
+    let downstream = Service::uvicorn("downstream").start()?;
+    let nobody = free_port([127, 0, 0, 1].into())?;
+    // Accepts, reads, and closes without an answer.
+    let rude = TcpListener::bind("127.0.0.1:0")?;
+    let rude_address = rude.local_addr()?;
+    let thread = std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = rude.accept() {
+            let mut bytes = [0; 4096];
+            // A connection that breaks is as good as one that is closed.
+            if let Ok(0) | Err(_) = stream.read(&mut bytes) {
+                break;
+            }
+        }
+    });
+    for (name, service) in servers() {
+        let libraries = match name {
+            "gunicorn" => ["requests", "urllib3"],
+            _ => ["httpx", "aiohttp"],
+        };
+        for library in libraries {
+            let app = service.clone().start()?;
+            let agent = Agent::attach(&app.pids())?;
+            let call = |url: String| -> Result<()> {
+                let escaped = url.replace('&', "%26");
+                let target = format!("/downstream?client={library}&url={escaped}");
+                app.connect()?.get(&target)?;
+                Ok(())
+            };
+            // Path, status, size. Chunks beyond the budget are not seen, and a
+            // size that would have to be guessed is left out.
+            let echo = |path: &str| Some(format!("GET {path}&id=none&call=0").len() as i64);
+            let cases = [
+                ("/a?status=404", 404, echo("/a?status=404")),
+                ("/b?status=503", 503, echo("/b?status=503")),
+                ("/c?size=0", 200, Some(0)),
+                ("/d?chunked=1&size=1000", 200, Some(1000)),
+                ("/h?chunked=1&size=1000000", 200, None),
+            ];
+            for (path, ..) in cases {
+                call(downstream.url(path))?;
+            }
+            call(downstream.url(&format!("/e?size={SIZE}")))?;
+            call(format!("http://{nobody}/f"))?;
+            call(format!("http://{rude_address}/g"))?;
+            let ended = agent.stop()?;
+            ended.counters.assert_nothing_lost();
+            let find = |path: &str| {
+                let path = path.split('?').next().unwrap_or_default();
+                let calls: Vec<&Span> = ended
+                    .spans
+                    .iter()
+                    .filter(|span| span.kind == Kind::Client)
+                    .filter(|span| span.text("url.full").contains(&format!("{path}?")))
+                    .collect();
+                calls
+            };
+            for (path, status, size) in cases {
+                let [span] = find(path)[..] else {
+                    panic!("{name} {library} {path}: {}", brief(&ended.spans));
+                };
+                assert_eq!(span.number("http.response.status_code"), Some(status));
+                assert_eq!(span.error, status >= 400, "{span:#?}");
+                let error = if status >= 400 {
+                    status.to_string()
+                } else {
+                    String::new()
+                };
+                assert_eq!(span.text("error.type"), error);
+                assert_eq!(span.number("http.response.body.size"), size, "{span:#?}");
+            }
+            let [large] = find("/e")[..] else {
+                panic!("{name} {library}: {}", brief(&ended.spans));
+            };
+            assert_eq!(large.number("http.response.body.size"), Some(SIZE as i64));
+            // Where nothing was sent there was no exchange.
+            assert!(find("/f").is_empty(), "{}", brief(&ended.spans));
+            let unanswered = find("/g");
+            assert!(!unanswered.is_empty(), "{}", brief(&ended.spans));
+            for span in unanswered {
+                assert!(span.error, "{span:#?}");
+                assert_eq!(span.text("error.type"), "connection_closed");
+                assert_eq!(span.number("http.response.status_code"), None);
+            }
+            let orphans: Vec<_> = ended
+                .spans
+                .iter()
+                .filter(|span| span.kind == Kind::Client && span.parent.is_none())
+                .collect();
+            assert!(orphans.is_empty(), "{name} {library}: {orphans:#?}");
+        }
+    }
+    // An empty connection ends the thread.
+    drop(TcpStream::connect(rude_address)?);
+    ensure!(thread.join().is_ok(), "the rude server panicked");
+    Ok(())
 }
 
 #[test]

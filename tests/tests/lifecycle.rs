@@ -164,6 +164,55 @@ fn respawned_workers_are_traced_from_their_first_request() -> Result<()> {
     Ok(())
 }
 
+/// Workers that end by themselves every few requests, while others go on.
+#[test]
+fn short_lived_workers_lose_no_span() -> Result<()> {
+    const REQUESTS: usize = 120;
+    let app = Service::gunicorn("flask_app")
+        .workers(2)
+        .arguments(&["--max-requests", "10"])
+        .start()?;
+    let agent = Agent::attach(&app.pids())?;
+    for id in 0..REQUESTS {
+        let close = [("Connection", "close")];
+        let response = app
+            .connect()?
+            .request("GET", &format!("/items/{id}"), &close, b"")?;
+        assert_eq!(response.status, 200, "{id}");
+    }
+    let ended = stop(agent, "gunicorn")?;
+    let served: HashSet<_> = ended.spans.iter().map(|span| span.target()).collect();
+    assert_eq!(
+        (served.len(), ended.spans.len()),
+        (REQUESTS, REQUESTS),
+        "{}\n{:#?}",
+        brief(&ended.spans),
+        ended.counters
+    );
+    let pids: HashSet<_> = ended.spans.iter().map(|span| span.pid()).collect();
+    assert!(pids.len() >= REQUESTS / 12, "{} workers", pids.len());
+    Ok(())
+}
+
+/// The other program inherits nothing that would be taken for the service's.
+#[test]
+fn a_program_that_a_request_starts_changes_nothing() -> Result<()> {
+    const REQUESTS: usize = 30;
+    let app = Service::gunicorn("flask_app").start()?;
+    let agent = Agent::attach(&app.pids())?;
+    let mut connection = app.connect()?;
+    for id in 0..REQUESTS {
+        assert_eq!(connection.get(&format!("/spawn?id={id}"))?.status, 200);
+    }
+    let ended = stop(agent, "gunicorn")?;
+    assert_eq!(ended.spans.len(), REQUESTS, "{}", brief(&ended.spans));
+    for span in &ended.spans {
+        assert_eq!(span.pid(), app.server_pid());
+        assert_eq!(span.number("http.response.status_code"), Some(200));
+    }
+    Ok(())
+}
+
 /// Both workers of a service that runs already, with an identity each.
 #[test]
 fn workers_are_instances_of_one_service() -> Result<()> {

@@ -1,5 +1,6 @@
-//! The exporters against Rotel, a collector written by others: what it takes
-//! from us over gRPC and HTTP and passes on must be what we sent.
+//! Rotel, a collector written by others: what it takes from the exporters over
+//! gRPC and HTTP and passes on must be what we sent; and a live service's
+//! spans must come through it (that one needs root).
 //!
 //! Rotel comes from PyPI into `target/test-rotel`, once.
 
@@ -19,7 +20,10 @@ use otel_ebpf::protocol::{Exchange, Role, Status};
 use otel_ebpf::resource::Resource;
 use otel_ebpf::signal::traces::resource_spans;
 use otel_ebpf::stats::ExportStats;
+use otel_ebpf_tests::agent::AgentOptions;
+use otel_ebpf_tests::app::Service;
 use otel_ebpf_tests::receiver::{Options, Receiver};
+use otel_ebpf_tests::trace::{Kind, from_received, only};
 
 /// Enough for Rotel to start, and for its batches.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -101,35 +105,59 @@ impl Drop for Running {
     }
 }
 
+/// A collector that passes everything on to the receiver.
+struct Collector {
+    grpc: String,
+    http: String,
+    folder: tempfile::TempDir,
+    _running: Running,
+}
+
+impl Collector {
+    fn start(receiver: &Receiver) -> anyhow::Result<Self> {
+        let binary = rotel()?;
+        let folder = tempfile::tempdir()?;
+        let free = || anyhow::Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string());
+        let (grpc, http) = (free()?, free()?);
+        let log = std::fs::File::create(folder.path().join("log"))?;
+        let running = Running(
+            Command::new(binary)
+                .args(["start", "--exporter", "otlp"])
+                .args(["--otlp-grpc-endpoint", &grpc, "--otlp-http-endpoint", &http])
+                .args([
+                    "--otlp-exporter-endpoint",
+                    &format!("http://{}", receiver.grpc),
+                ])
+                .arg("--pid-file")
+                .arg(folder.path().join("pid"))
+                .stdout(log.try_clone()?)
+                .stderr(log)
+                .stdin(Stdio::null())
+                .spawn()?,
+        );
+        Ok(Self {
+            grpc,
+            http,
+            folder,
+            _running: running,
+        })
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_takes_and_passes_on_what_we_send() -> anyhow::Result<()> {
-    let binary = rotel()?;
-    let folder = tempfile::tempdir()?;
     let receiver = Receiver::with(&Options::default())?;
-    let free = || anyhow::Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string());
-    let (grpc, http) = (free()?, free()?);
-    let log = std::fs::File::create(folder.path().join("log"))?;
-    let _running = Running(
-        Command::new(binary)
-            .args(["start", "--exporter", "otlp"])
-            .args(["--otlp-grpc-endpoint", &grpc, "--otlp-http-endpoint", &http])
-            .args([
-                "--otlp-exporter-endpoint",
-                &format!("http://{}", receiver.grpc),
-            ])
-            .arg("--pid-file")
-            .arg(folder.path().join("pid"))
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .stdin(Stdio::null())
-            .spawn()?,
-    );
+    let collector = Collector::start(&receiver)?;
     let mut expected = Vec::new();
     for (idx, (protocol, address, compression)) in (0_u8..).zip([
-        ("grpc", &grpc, "none"),
-        ("grpc", &grpc, "gzip"),
-        ("http/protobuf", &http, "none"),
-        ("http/protobuf", &http, "gzip"),
+        ("grpc", &collector.grpc, "none"),
+        ("grpc", &collector.grpc, "gzip"),
+        ("http/protobuf", &collector.http, "none"),
+        ("http/protobuf", &collector.http, "gzip"),
     ]) {
         let lookup = |name: &str| {
             let value = match name {
@@ -162,7 +190,7 @@ async fn a_collector_takes_and_passes_on_what_we_send() -> anyhow::Result<()> {
     }
     let arrived = receiver
         .wait_for_spans(expected.len(), PATIENCE)
-        .with_context(|| std::fs::read_to_string(folder.path().join("log")).unwrap_or_default())?;
+        .with_context(|| collector.log())?;
     let mut arrived: Vec<_> = arrived
         .into_iter()
         .map(|(service, span)| {
@@ -177,5 +205,40 @@ async fn a_collector_takes_and_passes_on_what_we_send() -> anyhow::Result<()> {
         .flat_map(|scope| scope.spans)
         .collect();
     assert_eq!(arrived, expected);
+    Ok(())
+}
+
+#[test]
+fn a_live_service_reaches_a_collector() -> anyhow::Result<()> {
+    let receiver = Receiver::start()?;
+    let collector = Collector::start(&receiver)?;
+    let downstream = Service::uvicorn("downstream").start()?;
+    let app = Service::gunicorn("flask_app")
+        .env("OTEL_SERVICE_NAME", "shop")
+        .downstream(&downstream)
+        .start()?;
+    for (protocol, address) in [
+        ("grpc", &collector.grpc),
+        ("http/protobuf", &collector.http),
+    ] {
+        let before = receiver.spans().len();
+        let agent = AgentOptions::new(&app.pids())
+            .elsewhere()
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}"))
+            .env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+            .start()?;
+        let response = app.connect()?.get(&format!("/downstream?id={before}"))?;
+        ensure!(response.status == 200, "{response:?}");
+        agent.stop()?.counters.assert_nothing_lost();
+        receiver
+            .wait_for_spans(before + 2, PATIENCE)
+            .with_context(|| collector.log())?;
+        let spans = from_received(&receiver.received())?;
+        let server = only(&spans, Kind::Server, &format!("/downstream?id={before}"));
+        let client = only(&spans, Kind::Client, &format!("id={before}&call=0"));
+        client.assert_child_of(server);
+        assert_eq!((client.service(), server.service()), ("shop", "shop"));
+        assert_eq!(client.number("http.response.status_code"), Some(200));
+    }
     Ok(())
 }
