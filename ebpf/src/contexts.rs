@@ -262,6 +262,17 @@ pub(crate) fn created(context: u64) {
             finding = found;
         }
         finding = after_read(target, thread, finding);
+        // The function behind `Context()` may end with a call of
+        // `PyContext_New`: then its own return tells of the same context
+        // again.
+        if finding.owner.conn == 0
+            && thread.flags & thread_flag::TAKEN != 0
+            && let (known, _) = context_owner(pid, context)
+            && known.rule == rule::CONTEXT_AFTER_READ
+            && known.owner == thread.read
+        {
+            return;
+        }
     }
     set_owner(pid, target, context, finding, false);
 }
@@ -276,7 +287,7 @@ fn after_read(target: &Target, thread: &mut Thread, finding: Finding) -> Finding
         && thread.flags & thread_flag::FRESH_READ != 0
         && thread.flags & thread_flag::EVENT_LOOP != 0
     {
-        thread.flags &= !thread_flag::FRESH_READ;
+        thread.flags = (thread.flags | thread_flag::TAKEN) & !thread_flag::FRESH_READ;
         return Finding {
             owner: thread.read,
             rule: rule::CONTEXT_AFTER_READ,

@@ -108,6 +108,8 @@ pub(crate) mod thread_flag {
     /// It was seen to return from a wait or an `accept`: had it been an event
     /// loop, that would be known.
     pub(crate) const WAITED: u32 = 8;
+    /// A context took `read` over, and there was no wait or read since.
+    pub(crate) const TAKEN: u32 = 16;
 }
 
 /// Key of [`CONTEXTS`].

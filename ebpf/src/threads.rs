@@ -36,7 +36,7 @@ pub(crate) fn waits(thread: &mut Thread, epoll: bool) {
     if epoll || unanswered {
         thread.flags |= thread_flag::EVENT_LOOP;
     }
-    thread.flags &= !(thread_flag::FRESH_READ | thread_flag::ANSWERED);
+    thread.flags &= !(thread_flag::FRESH_READ | thread_flag::TAKEN | thread_flag::ANSWERED);
     thread.owner = Owner::default();
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn waits(thread: &mut Thread, epoll: bool) {
 pub(crate) fn reads(pid_tgid: u64, thread: &mut Thread, owner: Owner, fd: i32) {
     thread.read = owner;
     thread.read_fd = fd;
-    thread.flags |= thread_flag::FRESH_READ;
+    thread.flags = (thread.flags | thread_flag::FRESH_READ) & !thread_flag::TAKEN;
     let first = (pid_tgid >> 32) as u32 == pid_tgid as u32;
     let known = !first || thread.flags & thread_flag::WAITED != 0;
     if known && thread.flags & thread_flag::EVENT_LOOP == 0 {

@@ -9,14 +9,19 @@ use std::collections::BTreeMap;
 
 use otel_ebpf_tests::agent::{Agent, AgentOptions, Counters};
 use otel_ebpf_tests::app::{App, Service};
-use otel_ebpf_tests::load::{Load, Manner, Placement, parameter, placements};
+use otel_ebpf_tests::load::{CALLS, Load, Manner, Placement, placements};
 use otel_ebpf_tests::process::{PATIENCE, wait_for};
-use otel_ebpf_tests::trace::{Kind, Span};
+use otel_ebpf_tests::trace::{Kind, Span, matching};
 
-/// Requests of each case.
+/// Requests of each case, unless `OTEL_EBPF_REQUESTS` says otherwise.
 const REQUESTS: usize = 2000;
 /// A ring in which nothing is lost while two cores do the work of three.
 const RING: [&str; 2] = ["--ring-size", "64"];
+
+fn requests() -> usize {
+    let wanted = std::env::var("OTEL_EBPF_REQUESTS").ok();
+    wanted.and_then(|wanted| wanted.parse().ok()).unwrap_or(REQUESTS)
+}
 
 /// A load on one service.
 struct Case {
@@ -69,7 +74,7 @@ fn check(name: &str, app: &App, cases: &[Case]) -> Findings {
         .arguments(&RING)
         .start()
         .expect("the agent");
-    check_under(name, agent, app, cases, REQUESTS)
+    check_under(name, agent, app, cases, requests())
 }
 
 fn check_under(name: &str, agent: Agent, app: &App, cases: &[Case], requests: usize) -> Findings {
@@ -86,7 +91,7 @@ fn check_under(name: &str, agent: Agent, app: &App, cases: &[Case], requests: us
         expected += sent.answered;
     }
     // What runs after the responses is not over with them.
-    let wanted = expected * otel_ebpf_tests::load::CALLS;
+    let wanted = expected * CALLS;
     let all = wait_for("every call", PATIENCE, || {
         let spans = agent.spans()?;
         let placements = placements(&spans);
@@ -119,15 +124,15 @@ fn check_exact(name: &str, app: &App, cases: &[Case]) {
     let findings = check(name, app, cases);
     findings.counters.assert_nothing_lost();
     for index in 0..cases.len() {
-        findings.placements[&format!("case{index}")].assert_exact(REQUESTS);
+        findings.placements[&format!("case{index}")].assert_exact(requests());
     }
 }
 
-fn fastapi(base: Service, arguments: &[&str]) -> (App, App) {
+/// A service, and the one that it calls.
+fn serve(base: Service, arguments: &[&str]) -> (App, App) {
     let downstream = downstream();
     let app = base
         .downstream(&downstream)
-        .arguments(&["--no-access-log"])
         .arguments(arguments)
         .start()
         .expect("the service");
@@ -136,12 +141,109 @@ fn fastapi(base: Service, arguments: &[&str]) -> (App, App) {
 
 #[test]
 fn asyncio_with_h11() {
-    let (_downstream, app) = fastapi(Service::uvicorn("fastapi_app"), &[]);
+    let (_downstream, app) = serve(Service::uvicorn("fastapi_app"), &[]);
     check_exact("uvicorn asyncio h11", &app, TASKS);
 }
 
 #[test]
 fn uvloop_with_httptools() {
-    let (_downstream, app) = fastapi(Service::uvloop("fastapi_app"), &[]);
+    let (_downstream, app) = serve(Service::uvloop("fastapi_app"), &[]);
     check_exact("uvicorn uvloop httptools", &app, TASKS);
+}
+
+/// Calls of no request are under none, whatever else is going on.
+fn check_unowned(spans: &[Span]) {
+    for id in ["background-task", "background-thread"] {
+        let calls = matching(spans, Kind::Client, &format!("id={id}&"));
+        let owned = calls.iter().filter(|call| call.parent.is_some()).count();
+        eprintln!("  {id:<42} {:>8} calls, {owned} with a parent", calls.len());
+        assert!(calls.len() > 10, "{id}: {}", calls.len());
+        assert_eq!(owned, 0, "{id}");
+    }
+}
+
+#[test]
+fn calls_of_no_request_stay_without_a_parent() {
+    for (name, base) in [
+        ("uvicorn asyncio, unowned calls", Service::uvicorn("fastapi_app")),
+        ("uvicorn uvloop, unowned calls", Service::uvloop("fastapi_app")),
+    ] {
+        let (_downstream, app) = serve(base.env("APP_UNOWNED", "1"), &[]);
+        let findings = check(name, &app, &[case("/gather?client=aiohttp"), case("/threadpool")]);
+        for placement in findings.placements.values() {
+            placement.assert_none_misplaced();
+        }
+        check_unowned(&findings.spans);
+    }
+}
+
+#[test]
+fn a_context_of_its_own_for_every_request() {
+    for (name, base) in [
+        ("uvicorn asyncio, reset contexts", Service::uvicorn("fastapi_app")),
+        ("uvicorn uvloop, reset contexts", Service::uvloop("fastapi_app")),
+    ] {
+        let (_downstream, app) = serve(base, &["--reset-contextvars"]);
+        check_exact(name, &app, &[case("/gather?client=aiohttp")]);
+    }
+}
+
+#[test]
+fn pipelined_requests_are_never_mixed_up() {
+    for (name, base) in [
+        ("uvicorn asyncio, pipelined", Service::uvicorn("fastapi_app")),
+        ("uvicorn uvloop, pipelined", Service::uvloop("fastapi_app")),
+    ] {
+        let (_downstream, app) = serve(base, &[]);
+        let pipelined = sent("/downstream?client=aiohttp", Manner::Pipelined);
+        check(name, &app, &[pipelined]).placements["case0"].assert_none_misplaced();
+    }
+}
+
+#[test]
+fn connections_that_are_closed_and_reopened() {
+    for (name, base) in [
+        ("uvicorn asyncio, closed", Service::uvicorn("fastapi_app")),
+        ("uvicorn uvloop, closed", Service::uvloop("fastapi_app")),
+    ] {
+        let (_downstream, app) = serve(base, &[]);
+        check_exact(name, &app, &[sent("/gather?client=aiohttp", Manner::Close)]);
+    }
+}
+
+#[test]
+fn threads_and_processes_of_gunicorn() {
+    let (_downstream, app) = serve(Service::gunicorn("flask_app"), &["--threads", "16"]);
+    check_exact(
+        "gunicorn gthread",
+        &app,
+        &[
+            case("/downstream?client=requests"),
+            case("/downstream?client=urllib3"),
+            sent("/downstream?client=requests", Manner::Close),
+        ],
+    );
+    drop(app);
+    let (_downstream, app) = serve(Service::gunicorn("flask_app"), &["--worker-class", "sync"]);
+    let sync = sent("/downstream?client=requests", Manner::Close);
+    check_exact("gunicorn sync", &app, &[sync]);
+}
+
+#[test]
+fn clients_that_leave_and_calls_that_are_given_up() {
+    for (name, base) in [
+        ("uvicorn asyncio, chaos", Service::uvicorn("fastapi_app")),
+        ("uvicorn uvloop, chaos", Service::uvloop("fastapi_app")),
+    ] {
+        let (_downstream, app) = serve(base, &[]);
+        let cases = [
+            sent("/impatient?client=aiohttp", Manner::Impatient),
+            sent("/gather?client=httpx", Manner::Impatient),
+        ];
+        let findings = check(name, &app, &cases);
+        for (case, placement) in &findings.placements {
+            placement.assert_none_misplaced();
+            assert!(placement.placed > 0, "{case}: {placement:?}");
+        }
+    }
 }
