@@ -112,14 +112,20 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     };
     ended?;
     let Agent {
-        probes,
+        mut probes,
         mut pipeline,
         discovery,
         stats: run_stats,
         ..
     } = agent;
     let counters = probes.counters();
-    // Detached first: what comes now would only be cut off.
+    // Detached first: what comes now would only be cut off. Before that the
+    // kernel side forgets the processes: probes go one after the other, and
+    // a context that is made when its probe is gone has its predecessor's
+    // owner.
+    for pid in discovery.pids() {
+        probes.remove_target(pid);
+    }
     drop(probes);
     pipeline.finish();
     runtime.block_on(processor.shutdown(config.batch.export_timeout));

@@ -267,7 +267,7 @@ pub(crate) fn created(context: u64) {
         // again.
         if finding.owner.conn == 0
             && thread.flags & thread_flag::TAKEN != 0
-            && let (known, _) = context_owner(pid, context)
+            && let (known, _) = context_owner(pid, target, context)
             && known.rule == rule::CONTEXT_AFTER_READ
             && known.owner == thread.read
         {

@@ -20,7 +20,9 @@ const RING: [&str; 2] = ["--ring-size", "64"];
 
 fn requests() -> usize {
     let wanted = std::env::var("OTEL_EBPF_REQUESTS").ok();
-    wanted.and_then(|wanted| wanted.parse().ok()).unwrap_or(REQUESTS)
+    wanted
+        .and_then(|wanted| wanted.parse().ok())
+        .unwrap_or(REQUESTS)
 }
 
 /// A load on one service.
@@ -165,11 +167,21 @@ fn check_unowned(spans: &[Span]) {
 #[test]
 fn calls_of_no_request_stay_without_a_parent() {
     for (name, base) in [
-        ("uvicorn asyncio, unowned calls", Service::uvicorn("fastapi_app")),
-        ("uvicorn uvloop, unowned calls", Service::uvloop("fastapi_app")),
+        (
+            "uvicorn asyncio, unowned calls",
+            Service::uvicorn("fastapi_app"),
+        ),
+        (
+            "uvicorn uvloop, unowned calls",
+            Service::uvloop("fastapi_app"),
+        ),
     ] {
         let (_downstream, app) = serve(base.env("APP_UNOWNED", "1"), &[]);
-        let findings = check(name, &app, &[case("/gather?client=aiohttp"), case("/threadpool")]);
+        let findings = check(
+            name,
+            &app,
+            &[case("/gather?client=aiohttp"), case("/threadpool")],
+        );
         for placement in findings.placements.values() {
             placement.assert_none_misplaced();
         }
@@ -180,8 +192,14 @@ fn calls_of_no_request_stay_without_a_parent() {
 #[test]
 fn a_context_of_its_own_for_every_request() {
     for (name, base) in [
-        ("uvicorn asyncio, reset contexts", Service::uvicorn("fastapi_app")),
-        ("uvicorn uvloop, reset contexts", Service::uvloop("fastapi_app")),
+        (
+            "uvicorn asyncio, reset contexts",
+            Service::uvicorn("fastapi_app"),
+        ),
+        (
+            "uvicorn uvloop, reset contexts",
+            Service::uvloop("fastapi_app"),
+        ),
     ] {
         let (_downstream, app) = serve(base, &["--reset-contextvars"]);
         check_exact(name, &app, &[case("/gather?client=aiohttp")]);
@@ -191,7 +209,10 @@ fn a_context_of_its_own_for_every_request() {
 #[test]
 fn pipelined_requests_are_never_mixed_up() {
     for (name, base) in [
-        ("uvicorn asyncio, pipelined", Service::uvicorn("fastapi_app")),
+        (
+            "uvicorn asyncio, pipelined",
+            Service::uvicorn("fastapi_app"),
+        ),
         ("uvicorn uvloop, pipelined", Service::uvloop("fastapi_app")),
     ] {
         let (_downstream, app) = serve(base, &[]);
