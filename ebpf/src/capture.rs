@@ -12,14 +12,49 @@ use crate::maps::{EVENTS, Pending, SCRATCH, STEPS, step, thread_flag};
 use crate::{connections, emit, processes, threads, user};
 
 /// Where the bytes of a transfer are in the process's memory.
+///
+/// Every field is always written: the unused payload of an enum would be
+/// undefined, and the verifier refuses a register that the compiler left so.
 #[derive(Clone, Copy)]
-pub(crate) enum Source {
-    /// One buffer, at this address.
-    Buffer(u64),
+pub(crate) struct Source {
+    /// Address of the buffer, or of an array of `struct iovec`.
+    address: u64,
+    /// Elements of the array; [`BUFFER`] for one buffer, 0 for nothing to
+    /// look at.
+    elements: u64,
+}
+
+/// Marks a [`Source`] that is one buffer.
+const BUFFER: u64 = u64::MAX;
+
+impl Source {
+    /// The kernel moved the bytes by itself.
+    pub(crate) const UNSEEN: Self = Self {
+        address: 0,
+        elements: 0,
+    };
+
+    /// One buffer.
+    #[inline(always)]
+    pub(crate) fn buffer(address: u64) -> Self {
+        Self {
+            address,
+            elements: BUFFER,
+        }
+    }
+
     /// An array of `struct iovec` and its length.
-    Vector(u64, u64),
-    /// Nowhere: the kernel moved them.
-    Unseen,
+    #[inline(always)]
+    pub(crate) fn vector(address: u64, elements: u64) -> Self {
+        Self {
+            address,
+            elements: if elements < MAX_ELEMENTS {
+                elements
+            } else {
+                MAX_ELEMENTS
+            },
+        }
+    }
 }
 
 /// Payload bytes copied of one message that a client sends: enough for any
@@ -127,20 +162,13 @@ pub(crate) fn transfer(
         None => 0,
     };
     data.tail = [0; 8];
-    match source {
-        Source::Buffer(address) => segment(data, connection, address, clamp(total)),
-        Source::Vector(vector, len) => {
-            pending.vector = vector;
-            pending.elements = if len < MAX_ELEMENTS {
-                len
-            } else {
-                MAX_ELEMENTS
-            };
-            pending.left = total;
-            next_element(ctx, pending);
-        }
-        Source::Unseen => unseen(data, total),
+    if source.elements == BUFFER {
+        return segment(data, connection, source.address, clamp(total));
     }
+    pending.vector = source.address;
+    pending.elements = source.elements;
+    pending.left = total;
+    next_element(ctx, pending);
 }
 
 /// One element of the I/O vector that the pending transfer came in; the next

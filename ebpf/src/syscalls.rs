@@ -84,10 +84,10 @@ pub(crate) fn exit(ctx: &RawTracePointContext, regs: u64, result: i64) {
     let (way, source) = match number {
         nr::RECVFROM if fourth & MSG_PEEK != 0 => return,
         nr::RECVMSG if third & MSG_PEEK != 0 => return,
-        nr::READ | nr::RECVFROM => (direction::RECEIVED, Source::Buffer(second)),
-        nr::WRITE | nr::SENDTO => (direction::SENT, Source::Buffer(second)),
-        nr::READV => (direction::RECEIVED, Source::Vector(second, third)),
-        nr::WRITEV => (direction::SENT, Source::Vector(second, third)),
+        nr::READ | nr::RECVFROM => (direction::RECEIVED, Source::buffer(second)),
+        nr::WRITE | nr::SENDTO => (direction::SENT, Source::buffer(second)),
+        nr::READV => (direction::RECEIVED, Source::vector(second, third)),
+        nr::WRITEV => (direction::SENT, Source::vector(second, third)),
         nr::RECVMSG | nr::SENDMSG => {
             let way = if number == nr::SENDMSG {
                 direction::SENT
@@ -95,11 +95,11 @@ pub(crate) fn exit(ctx: &RawTracePointContext, regs: u64, result: i64) {
                 direction::RECEIVED
             };
             match message_vector(second) {
-                Some((vector, count)) => (way, Source::Vector(vector, count)),
-                None => (way, Source::Unseen),
+                Some((vector, count)) => (way, Source::vector(vector, count)),
+                None => (way, Source::UNSEEN),
             }
         }
-        nr::SENDFILE => (direction::SENT, Source::Unseen),
+        nr::SENDFILE => (direction::SENT, Source::UNSEEN),
         nr::EPOLL_WAIT | nr::EPOLL_PWAIT | nr::EPOLL_PWAIT2 => {
             return wait(pid_tgid, third > 1, true);
         }
