@@ -6,6 +6,7 @@
 //! memory and steers `probes`.
 
 use std::collections::HashMap;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use crate::resource::{Host, Resource, Runtime};
 use crate::stats::counters;
 use crate::stream::Opening;
 use crate::target::interpreter::{Interpreter, InterpreterError, Location};
+use crate::target::placement::{self, Placement};
 use crate::target::process::{ProcessError, ProcessInfo};
 use crate::target::service::{TargetSettings, derive_service_name};
 use crate::target::sockets::sockets;
@@ -118,12 +120,12 @@ impl AttachError {
     }
 }
 
-/// Requests that a process serves without a call of its own before its
-/// contexts are no longer followed: lineage costs it some microseconds a
-/// request and would tell nothing.
+/// Requests that a process serves without ever making a call of its own
+/// before its contexts are no longer followed: lineage costs it some
+/// microseconds a request and would tell nothing.
 const QUIET_REQUESTS: u64 = 1000;
 /// How long it must have been quiet besides.
-const QUIET_TIME: Duration = Duration::from_secs(5);
+const QUIET_TIME: Duration = Duration::from_secs(1);
 
 /// What a process did since the last look.
 #[derive(Clone, Copy, Debug, Default)]
@@ -139,10 +141,12 @@ pub struct Traffic {
 enum Lineage {
     /// Not yet, or never (no interpreter, greenlets).
     Never,
-    /// Yes; so many requests were served since the last call or the start.
-    Followed { quiet: u64, since: Instant },
+    /// Yes; so many requests were served since the start, without a call.
+    Trial { served: u64, since: Instant },
     /// Not now, as the process makes no calls.
     Paused,
+    /// Yes, and for good: it makes calls.
+    Needed,
 }
 
 /// A traced process.
@@ -383,24 +387,21 @@ impl Discovery {
         self.tracees.contains_key(&pid)
     }
 
-    /// Takes note of what a process did: its contexts are followed for as
-    /// long as it makes calls.
+    /// Takes note of what a process did: the contexts of one that never makes
+    /// a call are not followed after a while.
     ///
-    /// Where they are not and it makes one, that call and those of requests
-    /// under way have no parent (counted); the next ones have.
+    /// When such a process makes its first call, that call and those of
+    /// requests under way have no parent (counted); all later ones have.
     pub fn traffic(&mut self, pid: u32, traffic: Traffic, now: Instant, probes: &mut Probes) {
         let Some(tracee) = self.tracees.get_mut(&pid) else {
             return;
         };
         match &mut tracee.lineage {
-            Lineage::Never => {}
-            Lineage::Followed { quiet, since } if traffic.called > 0 => {
-                *quiet = 0;
-                *since = now;
-            }
-            Lineage::Followed { quiet, since } => {
-                *quiet += traffic.served;
-                if *quiet >= QUIET_REQUESTS && now.duration_since(*since) >= QUIET_TIME {
+            Lineage::Never | Lineage::Needed => {}
+            Lineage::Trial { .. } if traffic.called > 0 => tracee.lineage = Lineage::Needed,
+            Lineage::Trial { served, since } => {
+                *served += traffic.served;
+                if *served >= QUIET_REQUESTS && now.duration_since(*since) >= QUIET_TIME {
                     tracing::debug!(pid, "makes no calls: its contexts are not followed");
                     self.stats.paused.one();
                     tracee.lineage = Lineage::Paused;
@@ -415,6 +416,9 @@ impl Discovery {
                 self.stats.resumed.one();
                 if let Ok(process) = open(pid) {
                     self.follow(pid, &process, probes);
+                    if let Some(tracee) = self.tracees.get_mut(&pid) {
+                        tracee.lineage = Lineage::Needed;
+                    }
                 }
             }
             Lineage::Paused => {}
@@ -603,8 +607,8 @@ impl Discovery {
             tracee.target.flags |= target_flag::LINEAGE;
             // What was noted before every probe was in place may be stale.
             tracee.target.epoch = tracee.target.epoch.wrapping_add(1);
-            tracee.lineage = Lineage::Followed {
-                quiet: 0,
+            tracee.lineage = Lineage::Trial {
+                served: 0,
                 since: Instant::now(),
             };
         }
@@ -619,7 +623,7 @@ impl Discovery {
             return;
         };
         if tracee.target.flags & target_flag::TASK_AFTER_READ != 0
-            || !matches!(tracee.lineage, Lineage::Followed { .. })
+            || matches!(tracee.lineage, Lineage::Never | Lineage::Paused)
         {
             return;
         }
@@ -714,6 +718,14 @@ impl DiscoveryStats {
         path: &std::path::Path,
         offset: u64,
     ) -> bool {
+        let Placement {
+            offset: skipped,
+            single_stepped,
+        } = place(hook, path, offset);
+        if single_stepped {
+            tracing::info!(pid, ?hook, path = %path.display(), "a probe is single-stepped");
+        }
+        let offset = offset + skipped;
         match probes.hook(hook, pid, path, offset) {
             Ok(()) => {
                 tracing::debug!(pid, ?hook, path = %path.display(), offset, "attached");
@@ -725,6 +737,20 @@ impl DiscoveryStats {
                 false
             }
         }
+    }
+}
+
+/// The cheapest place of a probe on the function at an offset of a file.
+fn place(hook: Hook, path: &std::path::Path, offset: u64) -> Placement {
+    let mut code = [0; 64];
+    // What cannot be read is probed at its entry.
+    let read = std::fs::File::open(path)
+        .and_then(|file| file.read_at(&mut code, offset))
+        .unwrap_or(0);
+    let code = code.get(..read).unwrap_or_default();
+    match hook {
+        Hook::TransportWrite => placement::entry(code),
+        Hook::ContextReturned | Hook::ContextCreated => placement::return_probe(code),
     }
 }
 

@@ -222,8 +222,11 @@ pub struct Placement {
     pub placed: usize,
     /// Calls under no request.
     pub unparented: usize,
-    /// Calls under another span, or under one that was never exported.
+    /// Calls under another span.
     pub misplaced: usize,
+    /// Calls under a span that was not exported: it did not end in time, or
+    /// its end was lost.
+    pub orphaned: usize,
     /// Server spans whose calls are not each there exactly once.
     pub incomplete: usize,
     /// What was misplaced, in words; a few of them.
@@ -233,7 +236,7 @@ pub struct Placement {
 impl Placement {
     /// Calls that were seen.
     pub fn calls(&self) -> usize {
-        self.placed + self.unparented + self.misplaced
+        self.placed + self.unparented + self.misplaced + self.orphaned
     }
 
     /// Asserts that no call is under a wrong span.
@@ -247,6 +250,7 @@ impl Placement {
     #[track_caller]
     pub fn assert_exact(&self, requests: usize) {
         self.assert_none_misplaced();
+        assert_eq!(self.orphaned, 0, "{self:#?}");
         assert_eq!(self.requests, requests, "{self:#?}");
         assert_eq!(self.calls(), requests * CALLS, "{self:#?}");
         assert!(self.unparented * 1000 <= self.calls(), "{self:#?}");
@@ -283,12 +287,13 @@ pub fn placements(spans: &[Span]) -> BTreeMap<String, Placement> {
             placement.unparented += 1;
             continue;
         };
-        let parent = by_id.get(parent.as_str());
-        let own = parent.is_some_and(|parent| {
-            parent.kind == Kind::Server
-                && parent.trace_id == span.trace_id
-                && parameter(parent.text("url.query"), "id") == Some(id)
-        });
+        let Some(parent) = by_id.get(parent.as_str()) else {
+            placement.orphaned += 1;
+            continue;
+        };
+        let own = parent.kind == Kind::Server
+            && parent.trace_id == span.trace_id
+            && parameter(parent.text("url.query"), "id") == Some(id);
         if own {
             placement.placed += 1;
             let number = call.parse().unwrap_or(usize::MAX);
@@ -299,9 +304,7 @@ pub fn placements(spans: &[Span]) -> BTreeMap<String, Placement> {
         } else {
             placement.misplaced += 1;
             if placement.examples.len() < 5 {
-                let under = parent.map_or("a span that is not there".to_owned(), |parent| {
-                    format!("{} {}", parent.name, parent.target())
-                });
+                let under = format!("{} {}", parent.name, parent.target());
                 placement.examples.push(format!("{url} under {under}"));
             }
         }
@@ -390,7 +393,8 @@ mod tests {
             (2, 3, 1),
             "{found:?}"
         );
-        assert_eq!((found.misplaced, found.incomplete), (2, 1), "{found:?}");
+        assert_eq!((found.misplaced, found.orphaned), (1, 1), "{found:?}");
+        assert_eq!(found.incomplete, 1, "{found:?}");
     }
 
     #[test]

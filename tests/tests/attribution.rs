@@ -14,7 +14,7 @@ use otel_ebpf_tests::process::{PATIENCE, wait_for};
 use otel_ebpf_tests::trace::{Kind, Span, matching};
 
 /// Requests of each case, unless `OTEL_EBPF_REQUESTS` says otherwise.
-const REQUESTS: usize = 2000;
+const REQUESTS: usize = 400;
 /// A ring in which nothing is lost while two cores do the work of three.
 const RING: [&str; 2] = ["--ring-size", "64"];
 

@@ -69,6 +69,28 @@ pub fn entry(function: &[u8]) -> Placement {
     }
 }
 
+/// The place for a probe on a function's return: the kernel takes the return
+/// address from the top of the stack, so that nothing but `endbr64` may be
+/// skipped.
+pub fn return_probe(function: &[u8]) -> Placement {
+    const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+    let offset = if function.starts_with(&ENDBR64) {
+        ENDBR64.len()
+    } else {
+        0
+    };
+    let rest = function.get(offset..).unwrap_or_default();
+    let instruction = decoder(rest, 0).decode();
+    let emulated = is_emulated(
+        &instruction,
+        rest.get(..instruction.len()).unwrap_or_default(),
+    );
+    Placement {
+        offset: if emulated { offset as u64 } else { 0 },
+        single_stepped: !emulated,
+    }
+}
+
 /// The offsets of all `ret` instructions of a function, ascending, or `None`
 /// if it can end in any other way than through one of them: by a tail call,
 /// or by a jump out of the known bytes or to a computed address.
@@ -255,6 +277,26 @@ mod tests {
         offset: 0,
         single_stepped: true,
     };
+
+    #[test]
+    fn a_return_probe_skips_nothing_but_the_landing_pad() {
+        let place = |bytes: &[u8]| {
+            let Placement {
+                offset,
+                single_stepped,
+            } = return_probe(bytes);
+            (offset, single_stepped)
+        };
+        // push %r12; endbr64, push %rbp; mov %rdi,%rax; endbr64, mov; nothing.
+        assert_eq!(place(&[0x41, 0x54]), (0, false));
+        assert_eq!(place(&[0xf3, 0x0f, 0x1e, 0xfa, 0x55]), (4, false));
+        assert_eq!(place(&[0x48, 0x89, 0xf8]), (0, true));
+        assert_eq!(
+            place(&[0xf3, 0x0f, 0x1e, 0xfa, 0x48, 0x89, 0xf8]),
+            (0, true)
+        );
+        assert_eq!(place(&[]), (0, true));
+    }
 
     #[test]
     fn real_prologues_begin_with_a_push() {
