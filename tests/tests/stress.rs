@@ -65,7 +65,7 @@ fn assert_unharmed(name: &str, app: &mut App, sent: &Sent) -> Result<()> {
     eprintln!("{name}: {} requests answered", sent.answered);
     ensure!(sent.failures.is_empty(), "{name}: {:#?}", sent.failures);
     ensure!(sent.answered > 0, "{name}: no load");
-    app.group.expect_running().context(name)
+    app.group.expect_running().context(name.to_owned())
 }
 
 /// Descriptors that the server holds when nobody is connected.
