@@ -23,9 +23,12 @@ use crate::stream::{Evidence, ExchangeId, Progress};
 /// they were closed (background tasks outlive the connection).
 const MAX_CLOSED: usize = 4096;
 /// Runs of transfers remembered per server connection.
-const MAX_RUNS: usize = 32;
+const MAX_RUNS: usize = 1024;
 /// Server exchanges remembered per connection.
-const MAX_SERVERS: usize = 16;
+const MAX_SERVERS: usize = 512;
+/// Server exchanges remembered in all: what a busy service answers within
+/// seconds, as its background tasks may call that much later.
+const MAX_REMEMBERED: usize = 16_384;
 /// Span ids that applications sent or received, remembered to notice a
 /// second use.
 const MAX_RECENT: usize = 4096;
@@ -224,6 +227,8 @@ pub struct Assembler {
     open: HashMap<ExchangeId, Open>,
     connections: HashMap<u64, ServerConnection>,
     closed: VecDeque<u64>,
+    /// Server exchanges, oldest first.
+    remembered: VecDeque<ExchangeId>,
     /// Span ids that client spans took over.
     adopted: Recent<[u8; 8]>,
     /// Span ids of callers, and the process that they called.
@@ -241,6 +246,7 @@ impl Assembler {
             open: HashMap::new(),
             connections: HashMap::new(),
             closed: VecDeque::new(),
+            remembered: VecDeque::new(),
             adopted: Recent::default(),
             received: Recent::default(),
             stats: AssembleStats::default(),
@@ -340,6 +346,8 @@ impl Assembler {
                 ended: false,
                 pipelined,
             });
+            self.remembered.push_back(id);
+            self.forget();
         }
         self.open.insert(
             id,
@@ -563,6 +571,30 @@ impl Assembler {
     }
 
     /// What is remembered of a server connection that is in use.
+    /// Forgets the oldest server exchanges beyond [`MAX_REMEMBERED`].
+    fn forget(&mut self) {
+        while self.remembered.len() > MAX_REMEMBERED
+            && let Some(oldest) = self.remembered.pop_front()
+        {
+            let Some(connection) = self.connections.get_mut(&oldest.conn) else {
+                continue;
+            };
+            let ServerConnection { runs, servers, .. } = connection;
+            while servers
+                .front()
+                .is_some_and(|server| server.number <= oldest.number)
+            {
+                servers.pop_front();
+            }
+            while runs
+                .front()
+                .is_some_and(|run| run.exchange.is_none_or(|number| number <= oldest.number))
+            {
+                runs.pop_front();
+            }
+        }
+    }
+
     fn connection(&mut self, conn: u64) -> &mut ServerConnection {
         let connection = self.connections.entry(conn).or_default();
         if connection.closed {
@@ -1214,6 +1246,22 @@ mod tests {
         assert!(bench.assembler.open.is_empty());
         let call = bench.call(rule::CONTEXT, 0);
         assert_root(&bench, &call, |stats| &stats.forgotten);
+    }
+
+    #[test]
+    fn requests_are_remembered_up_to_a_limit_over_all_connections() {
+        let mut bench = Bench::new();
+        bench.request(0, 0);
+        let server = bench.served(0);
+        assert_child(&bench.call(rule::CONTEXT, 0), &server);
+        for conn in 0..MAX_REMEMBERED as u64 {
+            let conn = 100 + conn;
+            bench.begin(conn, 0, Role::Server, 1, none());
+            bench.end(conn, 0, 2);
+        }
+        let call = bench.call(rule::CONTEXT, 0);
+        assert_root(&bench, &call, |stats| &stats.forgotten);
+        assert_eq!(bench.assembler.remembered.len(), MAX_REMEMBERED);
     }
 
     #[test]
