@@ -126,11 +126,11 @@ impl Load {
                 ensure!(answer.status == 200, "{}", answer.text());
                 Ok(1)
             }
-            Manner::Impatient if number % 3 == 0 => {
+            Manner::Impatient if number.is_multiple_of(3) => {
                 let mut connection = Connection::open(&self.address)?;
                 let head = connection.head("GET", &target, &[], 0);
                 connection.send(head)?;
-                if number % 2 == 0 {
+                if number.is_multiple_of(2) {
                     // By then the server is at work on it, or nearly so.
                     client.pace(&self.address)?;
                 }

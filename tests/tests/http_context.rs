@@ -294,7 +294,7 @@ fn secrets_of_urls_are_hidden() -> Result<()> {
         connection.get(&format!("/downstream?client={library}&url={escaped}"))?;
         // A target as proxies get it, with credentials.
         let absolute =
-            format!("GET http://ann:s3cret@shop.example:81/items/2 HTTP/1.1\r\nHost: h\r\n\r\n");
+            "GET http://ann:s3cret@shop.example:81/items/2 HTTP/1.1\r\nHost: h\r\n\r\n".to_owned();
         connection.send(absolute)?;
         connection.response(false)?;
         let ended = agent.stop()?;
