@@ -5,6 +5,8 @@
 //! is named, forks, executes, listens or ends; it reads `/proc` and process
 //! memory and steers `probes`.
 
+mod message;
+
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
@@ -183,34 +185,6 @@ pub struct Discovery {
     pub stats: DiscoveryStats,
 }
 
-/// Modules worth telling the operator about, and what they are.
-const LIBRARIES: &[(&str, Kind)] = &[
-    ("gunicorn", Kind::Server),
-    ("uvicorn", Kind::Server),
-    ("hypercorn", Kind::Server),
-    ("daphne", Kind::Server),
-    ("granian", Kind::Server),
-    ("waitress", Kind::Server),
-    ("uwsgi", Kind::Server),
-    ("flask", Kind::Library),
-    ("fastapi", Kind::Library),
-    ("starlette", Kind::Library),
-    ("django", Kind::Library),
-    ("aiohttp", Kind::Library),
-    ("tornado", Kind::Library),
-    ("requests", Kind::Library),
-    ("httpx", Kind::Library),
-    ("urllib3", Kind::Library),
-    ("uvloop", Kind::Library),
-    ("greenlet", Kind::Library),
-];
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Server,
-    Library,
-}
-
 impl Discovery {
     /// Traces nothing yet.
     pub fn new() -> Self {
@@ -375,7 +349,7 @@ impl Discovery {
                     tracee.tell = None;
                 }
                 if silent && tracee.interpreter.is_none() {
-                    changes.messages.extend(no_python(pid));
+                    changes.messages.extend(message::no_python(pid));
                 }
             }
         }
@@ -507,7 +481,7 @@ impl Discovery {
         changes: &mut Changes,
     ) {
         if let Some(interpreter) = interpreter {
-            let message = describe(pid, process, &interpreter);
+            let message = message::found(pid, process, &interpreter);
             if let Some(tracee) = self.tracees.get_mut(&pid) {
                 tracee.target = interpreter.target();
                 tracee.interpreter = Some(Arc::new(interpreter));
@@ -789,46 +763,12 @@ fn open(pid: u32) -> Result<Process, AttachError> {
     Process::open(pid).map_err(|source| AttachError::Memory { pid, source })
 }
 
-/// Why a process has no interpreter yet, for the operator.
-fn no_python(pid: u32) -> Option<String> {
-    let name = ProcessInfo::read(pid).ok()?;
-    let reason = Interpreter::find(&open(pid).ok()?).err()?;
-    Some(format!(
-        "no Python in process {pid} ({}) so far: {reason}; its children are followed",
-        name.executable_name()
-    ))
-}
-
 /// Errors with which sockets can be traced all the same.
 fn degradable(error: &InterpreterError) -> bool {
     matches!(
         error,
         InterpreterError::UnknownVersion(_) | InterpreterError::LayoutMismatch { .. }
     )
-}
-
-/// What was found, for the operator.
-fn describe(pid: u32, process: &Process, interpreter: &Interpreter) -> String {
-    let loaded = |wanted: Kind| {
-        LIBRARIES
-            .iter()
-            .filter(|&&(name, kind)| {
-                kind == wanted && interpreter.has_module(process, name).unwrap_or(false)
-            })
-            .map(|&(name, _)| name)
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    let mut text = format!("tracing {pid}: Python {}", interpreter.version);
-    for (label, list) in [
-        ("server", loaded(Kind::Server)),
-        ("with", loaded(Kind::Library)),
-    ] {
-        if !list.is_empty() {
-            text.push_str(&format!(", {label} {list}"));
-        }
-    }
-    text
 }
 
 /// An endpoint, unless nothing is known of it.
