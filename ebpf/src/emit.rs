@@ -23,10 +23,22 @@ pub(crate) fn flags() -> u64 {
 /// Writes a record of fixed size; counts `lost` when the ring is full.
 #[inline(always)]
 pub(crate) fn record<T: Copy + 'static>(value: &T, lost: Counter) {
+    write(value, flags(), lost);
+}
+
+/// As [`record`], and wakes the agent at once: what it must look at may be
+/// gone soon.
+#[inline(always)]
+pub(crate) fn urgent<T: Copy + 'static>(value: &T, lost: Counter) {
+    write(value, u64::from(BPF_RB_FORCE_WAKEUP), lost);
+}
+
+#[inline(always)]
+fn write<T: Copy + 'static>(value: &T, flags: u64, lost: Counter) {
     match EVENTS.reserve::<T>(0) {
         Some(mut entry) => {
             entry.write(*value);
-            entry.submit(flags());
+            entry.submit(flags);
             count(Counter::RecordsWritten);
         }
         None => count(lost),

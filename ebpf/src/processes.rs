@@ -92,5 +92,5 @@ fn record(kind: u8, pid: u32, parent: u32, fd: i32) {
         fd,
         at,
     };
-    emit::record(&record, Counter::ProcessRingFull);
+    emit::urgent(&record, Counter::ProcessRingFull);
 }
