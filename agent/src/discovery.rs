@@ -229,7 +229,7 @@ impl Discovery {
 
     /// A traced process forked. The kernel side follows the child already;
     /// its resource is made at once, the rest by [`Discovery::settle`].
-    pub fn forked(&mut self, child: u32, parent: u32) -> Changes {
+    pub fn forked(&mut self, child: u32, parent: u32, at: u64) -> Changes {
         let mut changes = Changes::default();
         let Some(from) = self.tracees.get(&parent) else {
             return changes;
@@ -247,7 +247,11 @@ impl Discovery {
         };
         self.stats.processes.one();
         self.tracees.insert(child, tracee);
-        self.resource(child, &mut changes);
+        let info = ProcessInfo::read(child)
+            .or_else(|_| ProcessInfo::read(parent).map(|parent| parent.forked(child, at)));
+        if let Ok(info) = info {
+            self.describe(child, &info, &mut changes);
+        }
         changes
     }
 
@@ -496,10 +500,13 @@ impl Discovery {
 
     /// Makes the process's resource anew.
     fn resource(&mut self, pid: u32, changes: &mut Changes) {
+        if let Ok(info) = ProcessInfo::read(pid) {
+            self.describe(pid, &info, changes);
+        }
+    }
+
+    fn describe(&self, pid: u32, info: &ProcessInfo, changes: &mut Changes) {
         let Some(tracee) = self.tracees.get(&pid) else {
-            return;
-        };
-        let Ok(info) = ProcessInfo::read(pid) else {
             return;
         };
         let runtime = tracee.interpreter.as_ref().map(|interpreter| Runtime {
@@ -508,7 +515,7 @@ impl Discovery {
             description: None,
         });
         let resource = Resource::new(
-            &info,
+            info,
             &tracee.settings,
             &tracee.service,
             runtime.as_ref(),

@@ -240,7 +240,7 @@ impl Agent {
             let changes = match process.kind {
                 kind::FORK => {
                     forked.push(process.pid);
-                    discovery.forked(process.pid, process.parent)
+                    discovery.forked(process.pid, process.parent, process.at)
                 }
                 kind::EXEC => {
                     forked.retain(|&pid| pid != process.pid);

@@ -190,6 +190,23 @@ impl ProcessInfo {
         }
     }
 
+    /// What is known of a child that this process forked at `at` (monotonic
+    /// nanoseconds) and that is gone already: all but its own numbers.
+    pub fn forked(&self, child: u32, at: u64) -> Self {
+        /// Nanoseconds of a clock tick as `/proc` tells it (`USER_HZ` is 100).
+        const TICK: u64 = 10_000_000;
+        let start_ticks = at / TICK;
+        let age = start_ticks.saturating_sub(self.start_ticks);
+        Self {
+            pid: child,
+            parent: self.pid,
+            namespace_pid: child,
+            start_ticks,
+            created: self.created.saturating_add(age.saturating_mul(TICK)),
+            ..self.clone()
+        }
+    }
+
     /// The executable's file name, else the thread's name.
     pub fn executable_name(&self) -> &str {
         self.executable
