@@ -17,6 +17,8 @@ mod py314t;
 mod py38;
 mod py39;
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// Stands for a field that the version does not have.
 pub const ABSENT: u32 = u32::MAX;
 
@@ -106,7 +108,7 @@ pub fn of(series: Series) -> Option<&'static Layout> {
 
 /// Offsets in CPython's structures, each part named after its structure.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Layout {
     /// `_PyRuntimeState`.
     pub runtime: RuntimeState,
@@ -136,11 +138,43 @@ pub struct Layout {
     pub tuple: TupleObject,
     /// `PyLongObject`.
     pub long: LongObject,
+    /// The frames that a thread runs: `PyFrameObject` up to 3.10,
+    /// `_PyInterpreterFrame` since.
+    pub frame: Frame,
+    /// `PyFrameObject`, as tracebacks and `sys._getframe` have it.
+    pub frame_object: FrameObject,
+    /// `PyCodeObject`.
+    pub code: CodeObject,
+    /// `PyGenObject`, `PyCoroObject` and `PyAsyncGenObject`, which begin
+    /// alike.
+    pub generator: Generator,
+    /// `PyBaseExceptionObject`.
+    pub exception: BaseException,
+    /// `_PyErr_StackItem`.
+    pub exc_state: ErrStackItem,
+    /// `PyTracebackObject`.
+    pub traceback: Traceback,
+    /// `PyFunctionObject`.
+    pub function: FunctionObject,
+    /// `PyMethodObject`.
+    pub method: MethodObject,
+    /// `PyCellObject`.
+    pub cell: Cell,
+    /// `PyListObject`.
+    pub list: ListObject,
+    /// `PyFloatObject`.
+    pub float: FloatObject,
+    /// `PySetObject`.
+    pub set: SetObject,
+    /// `PyHeapTypeObject`.
+    pub heap_type: HeapType,
+    /// Where an instance keeps its attributes.
+    pub instance: Instance,
 }
 
 /// Offsets in `_PyRuntimeState`, which the symbol `_PyRuntime` names.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct RuntimeState {
     /// `initialized`, an `int`: set when `sys` and the main thread are ready
     /// and until the interpreter ends, as `Py_IsInitialized` tells.
@@ -158,7 +192,7 @@ pub struct RuntimeState {
 
 /// Offsets in `PyInterpreterState`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct InterpreterState {
     /// `next`: the next older interpreter.
     pub next: u32,
@@ -170,7 +204,7 @@ pub struct InterpreterState {
 
 /// Offsets in `PyThreadState`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct ThreadState {
     /// `next`: the next older thread.
     pub next: u32,
@@ -182,11 +216,23 @@ pub struct ThreadState {
     pub native_thread_id: u32,
     /// `context`: the current `PyContext`, or null.
     pub context: u32,
+    /// Leads to the innermost frame: `frame` up to 3.10, `cframe` in 3.11 and
+    /// 3.12, `current_frame` since.
+    pub frame: u32,
+    /// `current_frame` of the structure that `cframe` points to; 3.11 and
+    /// 3.12.
+    pub frame_link: u32,
+    /// The exception that is being raised: `curexc_value` up to 3.11,
+    /// `current_exception` since.
+    pub current_exception: u32,
+    /// `exc_info`: the exceptions that are being handled, an
+    /// `_PyErr_StackItem`.
+    pub exc_info: u32,
 }
 
 /// Offsets in `PyContext`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Context {
     /// `ctx_entered`, an `int`: whether a thread runs in the context now.
     pub ctx_entered: u32,
@@ -194,7 +240,7 @@ pub struct Context {
 
 /// Offsets in `PyObject` and `PyVarObject`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Object {
     /// `ob_type`.
     pub ob_type: u32,
@@ -206,7 +252,7 @@ pub struct Object {
 
 /// Offsets in `PyTypeObject`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct TypeObject {
     /// `tp_name`, a C string.
     pub tp_name: u32,
@@ -222,11 +268,19 @@ pub struct TypeObject {
     pub tp_dict: u32,
     /// `tp_new`: the function behind a call of the type.
     pub tp_new: u32,
+    /// `tp_itemsize`.
+    pub tp_itemsize: u32,
+    /// `tp_members`: an array of `PyMemberDef`.
+    pub tp_members: u32,
+    /// `tp_dictoffset`.
+    pub tp_dictoffset: u32,
+    /// `tp_mro`, a tuple.
+    pub tp_mro: u32,
 }
 
 /// Offsets in `PyModuleObject`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct ModuleObject {
     /// `md_dict`: the first field after the object header.
     pub md_dict: u32,
@@ -234,7 +288,7 @@ pub struct ModuleObject {
 
 /// Offsets in `PyDictObject`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct DictObject {
     /// `ma_used`: how many items there are.
     pub ma_used: u32,
@@ -250,7 +304,7 @@ pub struct DictObject {
 /// has a hash; since 3.11 the logarithms are stored and `dk_kind` tells
 /// whether entries have one.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct DictKeys {
     /// `dk_size`: slots of the hash table; up to 3.10.
     pub dk_size: u32,
@@ -268,15 +322,18 @@ pub struct DictKeys {
 
 /// Offsets in `PyDictValues` (up to 3.10 a bare array).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct DictValues {
     /// `values`.
     pub values: u32,
+    /// `valid`, a byte: whether the object keeps its attributes here (and not
+    /// in a dictionary); since 3.13.
+    pub valid: u32,
 }
 
 /// Offsets in the three forms of a `str`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct UnicodeObject {
     /// `length` in code points.
     pub length: u32,
@@ -295,7 +352,7 @@ pub struct UnicodeObject {
 
 /// Offsets in `PyBytesObject`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct BytesObject {
     /// `ob_sval`.
     pub ob_sval: u32,
@@ -303,7 +360,7 @@ pub struct BytesObject {
 
 /// Offsets in `PyTupleObject`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct TupleObject {
     /// `ob_item`.
     pub ob_item: u32,
@@ -311,13 +368,272 @@ pub struct TupleObject {
 
 /// Offsets in `PyLongObject`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct LongObject {
     /// `long_value.lv_tag`; since 3.12. Before, sign and number of digits are
     /// in `ob_size`.
     pub lv_tag: u32,
     /// `ob_digit`: 30-bit digits, the least significant first.
     pub ob_digit: u32,
+}
+
+/// Offsets in a frame that a thread runs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Frame {
+    /// `f_code`, or `f_executable` since 3.13 (which need not be a code
+    /// object there).
+    pub code: u32,
+    /// `f_back`, or `previous` since 3.11: the calling frame.
+    pub back: u32,
+    /// The current instruction, see `lasti_unit`: `f_lasti`, `prev_instr` in
+    /// 3.11 and 3.12, `instr_ptr` since.
+    pub lasti: u32,
+    /// Bytes that one unit of `f_lasti` (an `int`) stands for; 0 where the
+    /// instruction is given by its address. Not an offset.
+    pub lasti_unit: u32,
+    /// `f_globals`.
+    pub globals: u32,
+    /// `owner`, a byte; since 3.11.
+    pub owner: u32,
+    /// From this value of `owner` on (`FRAME_OWNED_BY_CSTACK`, since 3.14
+    /// `FRAME_OWNED_BY_INTERPRETER`), the frame belongs to no Python function;
+    /// since 3.12. Not an offset.
+    pub shim_owner: u32,
+    /// `frame_obj`: the frame's `PyFrameObject`, or null; since 3.11.
+    pub frame_obj: u32,
+    /// `tlbc_index`, an `int`: which copy of the bytecode it runs;
+    /// free-threaded 3.14.
+    pub tlbc_index: u32,
+    /// `f_localsplus`: local variables, cells and free variables.
+    pub localsplus: u32,
+    /// Low bits that are no part of the addresses in `code` and `localsplus`
+    /// (`_PyStackRef`); since 3.14. Not an offset.
+    pub tag_bits: u32,
+}
+
+/// Offsets in `PyFrameObject`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct FrameObject {
+    /// `f_frame`: the `_PyInterpreterFrame`; since 3.11. Before, the object
+    /// is the frame.
+    pub f_frame: u32,
+    /// `f_lineno`.
+    pub f_lineno: u32,
+    /// `f_gen`: the generator that it runs, or null; up to 3.10.
+    pub f_gen: u32,
+}
+
+/// Offsets in `PyCodeObject`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct CodeObject {
+    /// `co_argcount`, an `int`, as all counts here.
+    pub co_argcount: u32,
+    /// `co_posonlyargcount`.
+    pub co_posonlyargcount: u32,
+    /// `co_kwonlyargcount`.
+    pub co_kwonlyargcount: u32,
+    /// `co_nlocals`.
+    pub co_nlocals: u32,
+    /// `co_flags`.
+    pub co_flags: u32,
+    /// `co_firstlineno`.
+    pub co_firstlineno: u32,
+    /// `co_consts`, a tuple.
+    pub co_consts: u32,
+    /// `co_names`, a tuple: names of attributes and globals.
+    pub co_names: u32,
+    /// `co_varnames`, a tuple; up to 3.10.
+    pub co_varnames: u32,
+    /// `co_freevars`, a tuple; up to 3.10.
+    pub co_freevars: u32,
+    /// `co_cellvars`, a tuple; up to 3.10.
+    pub co_cellvars: u32,
+    /// `co_localsplusnames`, a tuple; since 3.11.
+    pub co_localsplusnames: u32,
+    /// `co_localspluskinds`, a `bytes`; since 3.11.
+    pub co_localspluskinds: u32,
+    /// `co_nlocalsplus`; since 3.11.
+    pub co_nlocalsplus: u32,
+    /// `co_filename`.
+    pub co_filename: u32,
+    /// `co_name`.
+    pub co_name: u32,
+    /// `co_qualname`; since 3.11.
+    pub co_qualname: u32,
+    /// `co_linetable`, a `bytes`; up to 3.9 `co_lnotab`.
+    pub co_linetable: u32,
+    /// `co_code`, a `bytes`; up to 3.10.
+    pub co_code: u32,
+    /// `co_code_adaptive`: the instructions themselves; since 3.11.
+    pub co_code_adaptive: u32,
+    /// `_co_firsttraceable`, an `int`: the instruction (two bytes each) from
+    /// which on the frame is complete; since 3.11.
+    pub co_firsttraceable: u32,
+    /// `co_framesize`, an `int`, in words; since 3.12.
+    pub co_framesize: u32,
+    /// `co_tlbc`: the threads' copies of the bytecode; free-threaded 3.14.
+    pub co_tlbc: u32,
+}
+
+/// Offsets in `PyGenObject` and its relatives.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Generator {
+    /// `gi_frame`: its `PyFrameObject`, or null; up to 3.10.
+    pub gi_frame: u32,
+    /// `gi_iframe`: its `_PyInterpreterFrame` itself; since 3.11.
+    pub gi_iframe: u32,
+    /// `gi_name`.
+    pub gi_name: u32,
+    /// `gi_qualname`.
+    pub gi_qualname: u32,
+    /// `gi_frame_state`, a signed byte; since 3.11.
+    pub gi_frame_state: u32,
+}
+
+/// Offsets in `PyBaseExceptionObject`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct BaseException {
+    /// `dict`.
+    pub dict: u32,
+    /// `notes`; since 3.11.
+    pub notes: u32,
+    /// `args`, a tuple.
+    pub args: u32,
+    /// `traceback`, or null.
+    pub traceback: u32,
+    /// `context` (`__context__`), or null.
+    pub context: u32,
+    /// `cause` (`__cause__`), or null.
+    pub cause: u32,
+    /// `suppress_context`, a byte.
+    pub suppress_context: u32,
+}
+
+/// Offsets in `_PyErr_StackItem`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ErrStackItem {
+    /// `exc_value`.
+    pub exc_value: u32,
+    /// `previous_item`.
+    pub previous_item: u32,
+}
+
+/// Offsets in `PyTracebackObject`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Traceback {
+    /// `tb_next`: towards the place of the raise, or null.
+    pub tb_next: u32,
+    /// `tb_frame`, a `PyFrameObject`.
+    pub tb_frame: u32,
+    /// `tb_lasti`, an `int`, in bytes.
+    pub tb_lasti: u32,
+    /// `tb_lineno`, an `int`; negative if it is still to be found (3.12 on).
+    pub tb_lineno: u32,
+}
+
+/// Offsets in `PyFunctionObject`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct FunctionObject {
+    /// `func_code`.
+    pub func_code: u32,
+    /// `func_globals`.
+    pub func_globals: u32,
+    /// `func_name`.
+    pub func_name: u32,
+    /// `func_qualname`.
+    pub func_qualname: u32,
+    /// `func_module`.
+    pub func_module: u32,
+    /// `func_closure`: a tuple of cells, or null.
+    pub func_closure: u32,
+    /// `func_dict`, or null.
+    pub func_dict: u32,
+}
+
+/// Offsets in `PyMethodObject`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct MethodObject {
+    /// `im_func`.
+    pub im_func: u32,
+    /// `im_self`.
+    pub im_self: u32,
+}
+
+/// Offsets in `PyCellObject`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Cell {
+    /// `ob_ref`, or null.
+    pub ob_ref: u32,
+}
+
+/// Offsets in `PyListObject`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ListObject {
+    /// `ob_item`: pointer to the items.
+    pub ob_item: u32,
+}
+
+/// Offsets in `PyFloatObject`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct FloatObject {
+    /// `ob_fval`, a `double`.
+    pub ob_fval: u32,
+}
+
+/// Offsets in `PySetObject`; its table has 16-byte entries: key, hash.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SetObject {
+    /// `used`.
+    pub used: u32,
+    /// `mask`: slots of the table, less one.
+    pub mask: u32,
+    /// `table`.
+    pub table: u32,
+}
+
+/// Offsets in `PyHeapTypeObject`, which types made by `class` are.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct HeapType {
+    /// `ht_name`.
+    pub ht_name: u32,
+    /// `ht_qualname`.
+    pub ht_qualname: u32,
+    /// `ht_cached_keys`: the `PyDictKeysObject` that instances share.
+    pub ht_cached_keys: u32,
+    /// `ht_module`; since 3.9.
+    pub ht_module: u32,
+}
+
+/// Where an instance keeps its attributes, if its type says so
+/// (`Py_TPFLAGS_MANAGED_DICT`; otherwise `tp_dictoffset` leads to them).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Instance {
+    /// Bytes before the object where the pointer to its dictionary is; since
+    /// 3.11.
+    pub managed_dict: u32,
+    /// Bytes before the object where the pointer to its values is; 3.11.
+    pub values: u32,
+    /// 1 if that pointer, with its lowest bit set, leads to the values
+    /// instead (after one more byte); 3.12. Not an offset.
+    pub tagged: u32,
+    /// 1 if the values follow the object at `tp_basicsize`
+    /// (`Py_TPFLAGS_INLINE_VALUES`); since 3.13. Not an offset.
+    pub inline_values: u32,
 }
 
 #[cfg(test)]
