@@ -15,6 +15,7 @@ pub mod clock;
 pub mod config;
 pub mod discovery;
 pub mod export;
+pub mod insight;
 pub mod kernel;
 pub mod launch;
 pub mod probes;

@@ -20,6 +20,7 @@ pub mod dict;
 pub mod interpreter;
 pub mod layout;
 pub mod object;
+pub mod recipe;
 pub mod text;
 
 #[cfg(test)]

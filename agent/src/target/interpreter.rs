@@ -172,8 +172,7 @@ impl Interpreter {
             tss_indirect: self.tss.indirect.unwrap_or_default(),
             uv_handle: uvloop::handle_offset(&self.layout),
             uv_fd: uvloop::STREAM_FD,
-            epoch: 0,
-            pad: 0,
+            ..Target::default()
         }
     }
 

@@ -17,6 +17,12 @@ pub mod target_flag {
     /// it a context at a recycled address would keep its predecessor's owner,
     /// so contexts own nothing.
     pub const LINEAGE: u32 = 8;
+    /// Stacks are walked where an answer begins, see
+    /// [`crate::record::moment::RESPONSE`].
+    pub const STACK_AT_RESPONSE: u32 = 16;
+    /// Stacks are walked where a request begins, see
+    /// [`crate::record::moment::REQUEST`].
+    pub const STACK_AT_REQUEST: u32 = 32;
 }
 
 /// A traced process: value of `TARGETS`, keyed by process id.
@@ -49,8 +55,15 @@ pub struct Target {
     /// Part of the key of every context; raised when lineage was not followed
     /// for a while, as addresses were used again unseen.
     pub epoch: u32,
+    /// Index of the interpreter's layout in `LAYOUTS`.
+    pub layout: u32,
+    /// Part of the key of every recipe. A forked child runs its parent's code
+    /// objects at the same addresses, and so has its group.
+    pub group: u32,
     /// Zero.
     pub pad: u32,
+    /// Address of the `ContextVar` whose reset is of interest, or 0.
+    pub context_variable: u64,
 }
 
 /// Offsets in kernel structures, taken from the running kernel's BTF by the
@@ -145,8 +158,85 @@ pub struct Connection {
     pub direction: u8,
     /// Non-zero: nothing of this connection is recorded any more.
     pub muted: u8,
+    /// Non-zero: the stack was walked for the message that is being sent.
+    pub walked: u8,
     /// Zero.
-    pub pad: [u8; 5],
+    pub pad: [u8; 4],
 }
 
-crate::pod!(Target, KernelOffsets, Descriptor, Connection);
+/// The structure offsets of one CPython version: value of `LAYOUTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Layout(pub pyframes::Layout);
+
+/// Key of `RECIPES`.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct CodeKey {
+    /// Address of the code object.
+    pub code: u64,
+    /// [`Target::group`].
+    pub group: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Recipes of one code object.
+pub const MAX_RECIPES: usize = 6;
+
+/// What to do when a walk meets a code object: value of `RECIPES`.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Recipes {
+    /// How many of `recipes` there are.
+    pub count: u32,
+    /// See [`recipes_flag`].
+    pub flags: u32,
+    /// The recipes.
+    pub recipes: [Recipe; MAX_RECIPES],
+}
+
+/// Bits of [`Recipes::flags`].
+pub mod recipes_flag {
+    /// Frames outside this one are of no interest: the walk ends here.
+    pub const LAST: u32 = 1;
+}
+
+/// One recipe: where it starts, its steps, and what is made of the object
+/// that they lead to.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Recipe {
+    /// Told with the value, see [`crate::record::Value::recipe`].
+    pub id: u32,
+    /// Index in `f_localsplus` of the variable to start from, or
+    /// [`RAISED`].
+    pub slot: u32,
+    /// At which moments it is run, a bit each, see
+    /// [`crate::record::moment`].
+    pub moments: u32,
+    /// What the last object is: a [`crate::record::value`] kind.
+    pub terminal: u32,
+    /// The steps; the first [`pyframes::recipe::op::END`] ends them.
+    pub steps: [pyframes::recipe::Step; pyframes::recipe::MAX_STEPS],
+}
+
+/// [`Recipe::slot`] of the exception that is being raised.
+pub const RAISED: u32 = u32::MAX;
+
+crate::pod!(
+    Layout,
+    CodeKey,
+    Recipes,
+    Recipe,
+    Target,
+    KernelOffsets,
+    Descriptor,
+    Connection
+);

@@ -22,8 +22,10 @@ pub mod kind {
     pub const EXIT: u8 = 6;
     /// [`super::Process`]: a target process began to listen on a socket.
     pub const LISTEN: u8 = 7;
+    /// [`super::Stack`], followed by frames and values.
+    pub const STACK: u8 = 8;
     /// How many kinds there are, the unused 0 included.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
 }
 
 /// Values of [`Data::direction`].
@@ -212,4 +214,149 @@ pub struct Process {
     pub at: u64,
 }
 
-crate::pod!(Owner, Data, Open, Close, Process);
+/// Values of [`Stack::moment`], when a stack was walked, and bits `1 << moment`
+/// of [`crate::map::Recipe::moments`].
+pub mod moment {
+    /// A server is about to send the first bytes of an answer on
+    /// [`super::Stack::conn`] (or queues them with its event loop). Its
+    /// transfer follows in the ring.
+    pub const RESPONSE: u8 = 0;
+    /// A client is about to send the first bytes of a request on
+    /// [`super::Stack::conn`] (or queues them).
+    pub const REQUEST: u8 = 1;
+    /// A context variable of interest is reset (`PyContextVar_Reset`): a
+    /// framework lets go of a request. `owner` tells of which.
+    pub const RESET: u8 = 2;
+    /// An exception leaves, or is caught by, a frame of interest
+    /// (`PyTraceBack_Here`). `owner` tells on whose behalf.
+    pub const RAISED: u8 = 3;
+}
+
+/// Bits of [`Stack::flags`].
+pub mod stack_flag {
+    /// There are more frames outside than were walked.
+    pub const TRUNCATED: u8 = 1;
+    /// The walk ended at memory that could not be read or made no sense.
+    pub const BROKEN: u8 = 2;
+    /// A value did not fit.
+    pub const VALUES_LOST: u8 = 4;
+}
+
+/// Where a thread was in Python, and what its frames held.
+///
+/// `n_frames` [`Frame`]s follow, innermost first, then `values_len` bytes of
+/// [`Value`]s in the order of their frames, each with its bytes, padded to a
+/// multiple of eight.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Stack {
+    /// [`kind::STACK`].
+    pub kind: u8,
+    /// See [`moment`].
+    pub moment: u8,
+    /// By which rule `owner` was found, see [`rule`].
+    pub rule: u8,
+    /// See [`stack_flag`].
+    pub flags: u8,
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// How many [`Frame`]s follow.
+    pub n_frames: u32,
+    /// How many bytes of [`Value`]s follow them.
+    pub values_len: u32,
+    /// [`crate::map::Target::group`]: whose recipes were run.
+    pub group: u32,
+    /// Connection id at [`moment::RESPONSE`] and [`moment::REQUEST`], else 0.
+    pub conn: u64,
+    /// When.
+    pub at: u64,
+    /// Whose event it is, where `conn` does not tell.
+    pub owner: Owner,
+}
+
+/// A Python frame in a [`Stack`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Frame {
+    /// Address of its code object.
+    pub code: u64,
+    /// Its current instruction as the frame has it: an address, or up to
+    /// CPython 3.10 `f_lasti`.
+    pub instruction: u64,
+}
+
+/// Values of [`Value::kind`].
+pub mod value {
+    /// Nothing: `None`, or a local variable that is not bound.
+    pub const NONE: u8 = 0;
+    /// The code points of a `str`, [`super::Value::width`] bytes each.
+    pub const TEXT: u8 = 1;
+    /// An `int`: eight bytes.
+    pub const INT: u8 = 2;
+    /// An object of which only address and type are told.
+    pub const OBJECT: u8 = 3;
+    /// An exception: its [`super::Traceback`] entries, outermost first.
+    pub const EXCEPTION: u8 = 4;
+    /// It could not be reached; `detail` is the number of the failing step.
+    pub const FAILED: u8 = 5;
+    /// A `float`: eight bytes.
+    pub const FLOAT: u8 = 6;
+}
+
+/// Values of [`Value::part`].
+pub mod part {
+    /// The value that the recipe leads to.
+    pub const ITSELF: u8 = 0;
+    /// An argument (`args`) of the exception before it, in order.
+    pub const ARGUMENT: u8 = 1;
+    /// The exception that the one before it names as its `__cause__`.
+    pub const CAUSE: u8 = 2;
+    /// The exception during whose handling the one before it was raised
+    /// (`__context__`, not suppressed).
+    pub const CONTEXT: u8 = 3;
+}
+
+/// What a recipe led to; its bytes follow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Value {
+    /// [`crate::map::Recipe::id`].
+    pub recipe: u32,
+    /// Index of its frame in the walk, the innermost being 0.
+    pub frame: u16,
+    /// See [`value`].
+    pub kind: u8,
+    /// See [`part`].
+    pub part: u8,
+    /// Bytes that follow, without the padding.
+    pub len: u32,
+    /// Bytes of a code point: 1, 2 or 4.
+    pub width: u8,
+    /// See [`value::FAILED`]; for a text, an exception and its arguments
+    /// non-zero if there is more than was copied.
+    pub detail: u8,
+    /// Zero.
+    pub pad: u16,
+    /// Address of the object.
+    pub address: u64,
+    /// Address of its type.
+    pub type_address: u64,
+}
+
+/// An entry of an exception's traceback.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Traceback {
+    /// Address of the frame's code object.
+    pub code: u64,
+    /// `tb_lasti`, in bytes.
+    pub lasti: i32,
+    /// `tb_lineno`; not positive if it follows from `lasti`.
+    pub lineno: i32,
+}
+
+crate::pod!(
+    Owner, Data, Open, Close, Process, Stack, Frame, Value, Traceback
+);
