@@ -15,19 +15,25 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod attribute;
+pub mod code;
 pub mod debug_offsets;
 pub mod dict;
 pub mod interpreter;
 pub mod layout;
+pub mod line;
 pub mod object;
 pub mod recipe;
+pub mod sequence;
 pub mod text;
 
 #[cfg(test)]
 mod fake;
 
+pub use code::Code;
 pub use dict::Dict;
 pub use layout::Layout;
+pub use sequence::Sequence;
 
 /// Access to the memory of a process.
 ///
