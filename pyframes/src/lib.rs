@@ -27,9 +27,9 @@ pub mod layout;
 pub mod line;
 pub mod object;
 pub mod recipe;
+pub mod repr;
 pub mod sequence;
 pub mod text;
-pub mod value;
 
 #[cfg(test)]
 mod fake;

@@ -8,7 +8,7 @@ use pyframes::code::Code;
 use pyframes::exception::{self, Link};
 use pyframes::frame::{self, Walker};
 use pyframes::generator::{Generator, Kind, State};
-use pyframes::value::{Limits, write_repr};
+use pyframes::repr::{Limits, write_repr};
 use pyframes::{Dict, Layout, Memory, Sequence, line, object, text};
 
 use super::Read;
