@@ -6,41 +6,41 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use otel_ebpf::remote::Process;
 use otel_ebpf_tests::memory::{Recorder, Recording, tell};
 use otel_ebpf_tests::program::pyenv;
 use pyframes::layout::{self, Series};
-use serde_json::Value;
+use pyframes::line::{self, Position};
+use pyframes::{Code, text};
+use serde_json::{Value, json};
 
-/// A Python that prints one line of JSON and waits until it is dropped.
+/// A Python that prints lines of JSON and waits until it is dropped.
 struct Target {
     child: Child,
-    told: Value,
+    output: BufReader<ChildStdout>,
 }
 
 impl Target {
-    fn start(python: &Path, arguments: &[&str]) -> Result<Self> {
+    fn start(python: &Path, app: &str) -> Result<Self> {
+        let apps = Path::new(env!("CARGO_MANIFEST_DIR")).join("apps");
         let mut child = Command::new(python)
-            .args(arguments)
+            .arg(apps.join(app))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("{}", python.display()))?;
+        let output = BufReader::new(child.stdout.take().context("piped")?);
+        Ok(Self { child, output })
+    }
+
+    /// The next line.
+    fn told(&mut self) -> Result<Value> {
         let mut line = String::new();
-        let output = child.stdout.take().context("piped")?;
-        BufReader::new(output).read_line(&mut line)?;
-        let told = serde_json::from_str(&line).with_context(|| line.clone());
-        match told {
-            Ok(told) => Ok(Self { child, told }),
-            Err(error) => {
-                child.kill()?;
-                child.wait()?;
-                Err(error)
-            }
-        }
+        self.output.read_line(&mut line)?;
+        serde_json::from_str(&line).context(line)
     }
 }
 
@@ -84,11 +84,10 @@ fn agrees_with_python(minor: u8) -> Result<()> {
     let Some(python) = pyenv(&format!("3.{minor}")) else {
         return Ok(());
     };
-    let app = Path::new(env!("CARGO_MANIFEST_DIR")).join("apps/objects.py");
-    let app = app.to_str().context("a path")?;
-    let target = Target::start(&python, &[app])?;
-    let root = target.told["root"].as_u64().context("no root")?;
-    let lines: Vec<String> = serde_json::from_value(target.told["lines"].clone())?;
+    let mut target = Target::start(&python, "objects.py")?;
+    let told = target.told()?;
+    let root = told["root"].as_u64().context("no root")?;
+    let lines: Vec<String> = serde_json::from_value(told["lines"].clone())?;
     let layout = layout::of(series(minor)).context("no layout")?;
     let process = Process::open(target.child.id())?;
     let recorder = Recorder::new(&process);
@@ -138,6 +137,92 @@ fn agrees_with_python_3_12() -> Result<()> {
 #[test]
 fn agrees_with_python_3_13() -> Result<()> {
     agrees_with_python(13)
+}
+
+/// Reads every code object that the program has and compares names, counts,
+/// variables and the place of every instruction.
+fn code_agrees_with_python(minor: u8) -> Result<()> {
+    let Some(python) = pyenv(&format!("3.{minor}")) else {
+        return Ok(());
+    };
+    let mut target = Target::start(&python, "codes.py")?;
+    let mut codes = Vec::new();
+    loop {
+        let told = target.told()?;
+        if told == "end" {
+            break;
+        }
+        codes.push(told);
+    }
+    let layout = layout::of(series(minor)).context("no layout")?;
+    let memory = Process::open(target.child.id())?;
+    let text = |address| {
+        let mut buffer = [0; 500];
+        text::read_str(&memory, layout, address, &mut buffer).map(|text| text.text.to_owned())
+    };
+    ensure!(codes.len() > 100, "{} code objects", codes.len());
+    for told in codes {
+        let address = told["address"].as_u64().context("no address")?;
+        let code = Code::read(&memory, layout, address)?;
+        let mut variables = Vec::new();
+        for (slot, variable) in (0..).zip(code.variables(&memory, layout)?) {
+            let variable = variable?;
+            ensure!(variable.slot == slot);
+            variables.push(json!([
+                text(variable.name)?,
+                format!("{:?}", variable.kind)
+            ]));
+        }
+        let n_instructions = told["positions"].as_array().context("no places")?.len() as u32;
+        let mut positions = Vec::new();
+        for idx in 0..n_instructions {
+            let place = line::position(&memory, layout, &code, idx * 2)?;
+            let line = place.map(|it| it.line);
+            let at = |number: fn(&Position) -> Option<u32>| place.as_ref().and_then(number);
+            positions.push(json!([
+                line,
+                at(|it| it.end_line),
+                at(|it| it.column),
+                at(|it| it.end_column)
+            ]));
+        }
+        let found = json!({
+            "address": address,
+            "name": text(code.name)?,
+            "qualname": code.qualname.map(text).transpose()?,
+            "filename": text(code.filename)?,
+            "numbers": [
+                code.flags,
+                code.firstlineno,
+                code.argcount,
+                code.posonlyargcount,
+                code.kwonlyargcount,
+                code.nlocals,
+            ],
+            "variables": variables,
+            "positions": positions,
+        });
+        ensure!(found == told, "{found}\ninstead of\n{told}");
+    }
+    Ok(())
+}
+
+#[test]
+fn code_agrees_with_python_up_to_3_9() -> Result<()> {
+    code_agrees_with_python(8)?;
+    code_agrees_with_python(9)
+}
+
+#[test]
+fn code_agrees_with_python_3_10() -> Result<()> {
+    code_agrees_with_python(10)
+}
+
+#[test]
+fn code_agrees_with_python_from_3_11_on() -> Result<()> {
+    code_agrees_with_python(11)?;
+    code_agrees_with_python(12)?;
+    code_agrees_with_python(13)
 }
 
 /// Every version whose memory was recorded.
