@@ -5,6 +5,7 @@
 //! is named, forks, executes, listens or ends; it reads `/proc` and process
 //! memory and steers `probes`.
 
+mod lineage;
 mod message;
 
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use abi::map::{Connection, Descriptor, Target, target_flag};
 use abi::record::role;
 
+use self::lineage::Lineage;
 use crate::probes::{Hook, ProbeError, Probes};
 use crate::protocol::{Endpoint, Role};
 use crate::remote::{self, Process};
@@ -122,13 +124,6 @@ impl AttachError {
     }
 }
 
-/// Requests that a process serves without ever making a call of its own
-/// before its contexts are no longer followed: lineage costs it some
-/// microseconds a request and would tell nothing.
-const QUIET_REQUESTS: u64 = 1000;
-/// How long it must have been quiet besides.
-const QUIET_TIME: Duration = Duration::from_secs(1);
-
 /// What a process did since the last look.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Traffic {
@@ -136,19 +131,6 @@ pub struct Traffic {
     pub served: u64,
     /// Requests it sent.
     pub called: u64,
-}
-
-/// Whether the contexts of a process are followed.
-#[derive(Clone, Copy)]
-enum Lineage {
-    /// Not yet, or never (no interpreter, greenlets).
-    Never,
-    /// Yes; so many requests were served since the start, without a call.
-    Trial { served: u64, since: Instant },
-    /// Not now, as the process makes no calls.
-    Paused,
-    /// Yes, and for good: it makes calls.
-    Needed,
 }
 
 /// A traced process.
@@ -365,44 +347,6 @@ impl Discovery {
         self.tracees.contains_key(&pid)
     }
 
-    /// Takes note of what a process did: the contexts of one that never makes
-    /// a call are not followed after a while.
-    ///
-    /// When such a process makes its first call, that call and those of
-    /// requests under way have no parent (counted); all later ones have.
-    pub fn traffic(&mut self, pid: u32, traffic: Traffic, now: Instant, probes: &mut Probes) {
-        let Some(tracee) = self.tracees.get_mut(&pid) else {
-            return;
-        };
-        match &mut tracee.lineage {
-            Lineage::Never | Lineage::Needed => {}
-            Lineage::Trial { .. } if traffic.called > 0 => tracee.lineage = Lineage::Needed,
-            Lineage::Trial { served, since } => {
-                *served += traffic.served;
-                if *served >= QUIET_REQUESTS && now.duration_since(*since) >= QUIET_TIME {
-                    tracing::debug!(pid, "makes no calls: its contexts are not followed");
-                    self.stats.paused.one();
-                    tracee.lineage = Lineage::Paused;
-                    tracee.target.flags &= !(target_flag::TASK_AFTER_READ | target_flag::LINEAGE);
-                    tracee.target.epoch = tracee.target.epoch.wrapping_add(1);
-                    tell(pid, &tracee.target, probes);
-                    probes.unhook(pid);
-                }
-            }
-            Lineage::Paused if traffic.called > 0 => {
-                tracing::debug!(pid, "makes calls: its contexts are followed");
-                self.stats.resumed.one();
-                if let Ok(process) = open(pid) {
-                    self.follow(pid, &process, probes);
-                    if let Some(tracee) = self.tracees.get_mut(&pid) {
-                        tracee.lineage = Lineage::Needed;
-                    }
-                }
-            }
-            Lineage::Paused => {}
-        }
-    }
-
     /// The traced processes.
     pub fn pids(&self) -> impl Iterator<Item = u32> {
         self.tracees.keys().copied()
@@ -531,67 +475,6 @@ impl Discovery {
         self.modules(pid, process, probes);
         if let Some(tracee) = self.tracees.get(&pid) {
             tell(pid, &tracee.target, probes);
-        }
-    }
-
-    /// Attaches the probes that follow contexts.
-    ///
-    /// Never in a process with greenlets: they copy slices of the stack, and
-    /// a return probe that is switched away from would return into another
-    /// greenlet's frames.
-    fn hook_contexts(&mut self, pid: u32, process: &Process, probes: &mut Probes) {
-        let Some(interpreter) = self
-            .tracees
-            .get(&pid)
-            .and_then(|tracee| tracee.interpreter.clone())
-        else {
-            return;
-        };
-        if interpreter.has_module(process, "greenlet").unwrap_or(true) {
-            tracing::info!(pid, "greenlets in use: context lineage is not followed");
-            return;
-        }
-        let image = &interpreter.image;
-        let mut complete = true;
-        for (name, hook) in [
-            ("PyContext_CopyCurrent", Hook::ContextReturned),
-            ("PyContext_New", Hook::ContextCreated),
-            ("PyContext_Copy", Hook::ContextCreated),
-        ] {
-            let offset = image
-                .elf
-                .symbol(name)
-                .ok()
-                .flatten()
-                .and_then(|symbol| image.elf.file_offset(symbol.address));
-            complete &= match offset {
-                Some(offset) => self.stats.hook(pid, probes, hook, &image.path, offset),
-                None => {
-                    self.stats.hooks_failed.one();
-                    false
-                }
-            };
-        }
-        match interpreter.context_makers(process) {
-            Ok(places) => {
-                for place in &places {
-                    complete &= self.stats.hook_at(pid, probes, Hook::ContextCreated, place);
-                }
-            }
-            Err(error) => {
-                self.stats.hooks_failed.one();
-                tracing::warn!(pid, %error, "cannot find the functions that make contexts");
-                complete = false;
-            }
-        }
-        if complete && let Some(tracee) = self.tracees.get_mut(&pid) {
-            tracee.target.flags |= target_flag::LINEAGE;
-            // What was noted before every probe was in place may be stale.
-            tracee.target.epoch = tracee.target.epoch.wrapping_add(1);
-            tracee.lineage = Lineage::Trial {
-                served: 0,
-                since: Instant::now(),
-            };
         }
     }
 
@@ -730,7 +613,12 @@ fn place(hook: Hook, path: &std::path::Path, offset: u64) -> Placement {
         .unwrap_or(0);
     let code = code.get(..read).unwrap_or_default();
     match hook {
-        Hook::TransportWrite => placement::entry(code),
+        Hook::TransportWrite | Hook::ContextExplicit => placement::entry(code),
+        // Chosen by instruction already.
+        Hook::ContextCopiedIn(_) | Hook::ContextCreatedIn(_) => Placement {
+            offset: 0,
+            single_stepped: false,
+        },
         Hook::ContextReturned | Hook::ContextCreated => placement::return_probe(code),
     }
 }

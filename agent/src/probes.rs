@@ -15,6 +15,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 
 use crate::source::Source;
+use crate::target::placement::result::Holder;
 
 /// The object that `build.rs` made.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/otel-ebpf-bpf"));
@@ -33,7 +34,26 @@ const TRACEPOINTS: [(&str, &str); 5] = [
 const STEPS: [&str; 1] = ["vector_element"];
 
 /// Programs on functions, attached when an interpreter is found.
-const FUNCTIONS: [&str; 3] = ["context_returned", "context_created", "transport_write"];
+const FUNCTIONS: [&str; 4] = [
+    "context_returned",
+    "context_created",
+    "context_explicit",
+    "transport_write",
+];
+
+/// Programs on places where a new context is in a register: a copy of the
+/// current one, and any other. On aarch64 the names stand for x0 and x19 to
+/// x25.
+const BIRTHS: [(Holder, &str, &str); 8] = [
+    (Holder::Rax, "copied_in_rax", "created_in_rax"),
+    (Holder::Rbx, "copied_in_rbx", "created_in_rbx"),
+    (Holder::Rbp, "copied_in_rbp", "created_in_rbp"),
+    (Holder::Rdi, "copied_in_rdi", "created_in_rdi"),
+    (Holder::R12, "copied_in_r12", "created_in_r12"),
+    (Holder::R13, "copied_in_r13", "created_in_r13"),
+    (Holder::R14, "copied_in_r14", "created_in_r14"),
+    (Holder::R15, "copied_in_r15", "created_in_r15"),
+];
 
 /// Why the kernel side could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +106,13 @@ pub enum Hook {
     ContextReturned,
     /// A function that returns a new `PyContext`, by return probe.
     ContextCreated,
+    /// A place where a new copy of the current `PyContext` is in a register.
+    ContextCopiedIn(Holder),
+    /// A place where another new `PyContext` is in a register.
+    ContextCreatedIn(Holder),
+    /// The entry of a function that copies a `PyContext` it was given, and
+    /// then passes a place of [`Hook::ContextCopiedIn`].
+    ContextExplicit,
     /// `write` or `writelines` of uvloop's transport.
     TransportWrite,
 }
@@ -95,9 +122,20 @@ impl Hook {
         match self {
             Self::ContextReturned => "context_returned",
             Self::ContextCreated => "context_created",
+            Self::ContextCopiedIn(holder) => birth(holder).0,
+            Self::ContextCreatedIn(holder) => birth(holder).1,
+            Self::ContextExplicit => "context_explicit",
             Self::TransportWrite => "transport_write",
         }
     }
+}
+
+/// The programs for a register.
+fn birth(holder: Holder) -> (&'static str, &'static str) {
+    BIRTHS
+        .iter()
+        .find(|(known, ..)| *known == holder)
+        .map_or(("", ""), |&(_, copied, created)| (copied, created))
 }
 
 /// An attached function probe.
@@ -369,6 +407,9 @@ pub fn program_names() -> Vec<&'static str> {
     let mut names: Vec<_> = TRACEPOINTS.iter().map(|&(name, _)| name).collect();
     names.extend(STEPS);
     names.extend(FUNCTIONS);
+    for (_, copied, created) in BIRTHS {
+        names.extend([copied, created]);
+    }
     names.sort_unstable();
     names
 }
