@@ -15,14 +15,18 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod attribute;
+pub mod code;
 pub mod debug_offsets;
 pub mod dict;
 pub mod frame;
 pub mod interpreter;
 pub mod keyed;
 pub mod layout;
+pub mod line;
 pub mod object;
 pub mod recipe;
+pub mod sequence;
 pub mod text;
 pub mod value;
 
@@ -31,8 +35,10 @@ mod fake;
 
 use zerocopy::IntoBytes;
 
+pub use code::Code;
 pub use dict::Dict;
 pub use layout::Layout;
+pub use sequence::Sequence;
 
 /// Access to the memory of a process.
 ///
