@@ -730,7 +730,7 @@ fn place(hook: Hook, path: &std::path::Path, offset: u64) -> Placement {
         .unwrap_or(0);
     let code = code.get(..read).unwrap_or_default();
     match hook {
-        Hook::TransportWrite => placement::entry(code),
+        Hook::TransportWrite | Hook::VariableReset | Hook::Raised => placement::entry(code),
         Hook::ContextReturned | Hook::ContextCreated => placement::return_probe(code),
     }
 }

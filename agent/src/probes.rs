@@ -7,10 +7,12 @@ use std::num::NonZeroU32;
 use std::path::Path;
 
 use abi::counter::Counter;
-use abi::map::{Connection, Descriptor, KernelOffsets, Target};
-use aya::maps::{HashMap, MapData, MapError, PerCpuArray, ProgramArray};
+use abi::map::{
+    CodeKey, Connection, Descriptor, KernelOffsets, Layout, Recipes, Target, recipes_flag,
+};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, ProgramArray};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope};
-use aya::programs::{Program, ProgramError, RawTracePoint, UProbe};
+use aya::programs::{Program, ProgramError, ProgramFd, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 
@@ -30,10 +32,24 @@ const TRACEPOINTS: [(&str, &str); 5] = [
 
 /// Programs that another continues with, in the order of their numbers in
 /// `STEPS`.
-const STEPS: [&str; 1] = ["vector_element"];
+const STEPS: [&str; 4] = [
+    "vector_element",
+    "walk_frames",
+    "run_recipe",
+    "copy_exception",
+];
+
+/// The same in `FUNCTION_STEPS`, from number 1 on.
+const FUNCTION_STEPS: [&str; 3] = ["probe_frames", "probe_recipe", "probe_exception"];
 
 /// Programs on functions, attached when an interpreter is found.
-const FUNCTIONS: [&str; 3] = ["context_returned", "context_created", "transport_write"];
+const FUNCTIONS: [&str; 5] = [
+    "context_returned",
+    "context_created",
+    "transport_write",
+    "variable_reset",
+    "exception_raised",
+];
 
 /// Why the kernel side could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +104,10 @@ pub enum Hook {
     ContextCreated,
     /// `write` or `writelines` of uvloop's transport.
     TransportWrite,
+    /// `PyContextVar_Reset`.
+    VariableReset,
+    /// `PyTraceBack_Here`.
+    Raised,
 }
 
 impl Hook {
@@ -96,6 +116,8 @@ impl Hook {
             Self::ContextReturned => "context_returned",
             Self::ContextCreated => "context_created",
             Self::TransportWrite => "transport_write",
+            Self::VariableReset => "variable_reset",
+            Self::Raised => "exception_raised",
         }
     }
 }
@@ -114,9 +136,10 @@ pub struct Probes {
     connections: HashMap<MapData, Descriptor, Connection>,
     muted: HashMap<MapData, u64, u8>,
     counters: PerCpuArray<MapData, u64>,
+    recipes: HashMap<MapData, CodeKey, Recipes>,
     hooks: std::collections::HashMap<u32, Vec<Hooked>>,
     /// The kernel empties it when its last holder lets go.
-    _steps: ProgramArray<MapData>,
+    _steps: [ProgramArray<MapData>; 2],
     /// Hands the kernel side's log lines on.
     flush_log: Option<Box<dyn FnMut()>>,
 }
@@ -150,6 +173,7 @@ impl Probes {
             })?;
         }
         let steps = continuations(&mut ebpf)?;
+        set_layouts(&mut ebpf)?;
         let flush_log = if settings.kernel_log {
             let mut logger =
                 EbpfLogger::init(&mut ebpf).map_err(|error| ProbeError::Log(error.to_string()))?;
@@ -162,6 +186,7 @@ impl Probes {
             connections: map(&mut ebpf, "CONNECTIONS")?,
             muted: map(&mut ebpf, "MUTED")?,
             counters: map(&mut ebpf, "COUNTERS")?,
+            recipes: map(&mut ebpf, "RECIPES")?,
             hooks: std::collections::HashMap::new(),
             _steps: steps,
             flush_log,
@@ -281,6 +306,36 @@ impl Probes {
         }
     }
 
+    /// Tells the kernel what to read of the frames of a code object.
+    pub fn set_recipes(&mut self, key: CodeKey, recipes: &Recipes) -> Result<(), ProbeError> {
+        let mut recipes = *recipes;
+        recipes.flags |= moments(&recipes);
+        self.recipes
+            .insert(key, recipes, 0)
+            .map_err(|source| ProbeError::Map {
+                name: "RECIPES",
+                source,
+            })
+    }
+
+    /// Makes the kernel forget a code object, which it may not know.
+    pub fn remove_recipes(&mut self, key: CodeKey) {
+        let _absent = self.recipes.remove(&key);
+    }
+
+    /// Makes the kernel forget all code objects of a group of processes.
+    pub fn remove_group(&mut self, group: u32) {
+        let keys: Vec<CodeKey> = self
+            .recipes
+            .keys()
+            .filter_map(Result::ok)
+            .filter(|key| key.group == group)
+            .collect();
+        for key in keys {
+            self.remove_recipes(key);
+        }
+    }
+
     /// Asks the kernel to record nothing more of a connection.
     pub fn mute(&mut self, conn: u64) {
         let _full = self.muted.insert(conn, 1, 0);
@@ -333,22 +388,61 @@ fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
 }
 
 /// Puts the programs that others continue with where those look for them.
-fn continuations(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, ProbeError> {
+fn continuations(ebpf: &mut Ebpf) -> Result<[ProgramArray<MapData>; 2], ProbeError> {
     let mut steps: ProgramArray<MapData> = map(ebpf, "STEPS")?;
     for (number, name) in (0..).zip(STEPS) {
         let program: &mut RawTracePoint = program(ebpf, name)?;
-        let descriptor = program.fd().map_err(|source| ProbeError::Program {
-            name: name.to_owned(),
-            source: Box::new(source),
-        })?;
-        steps
-            .set(number, descriptor, 0)
+        continuation(&mut steps, number, name, "STEPS", program.fd())?;
+    }
+    let mut function_steps: ProgramArray<MapData> = map(ebpf, "FUNCTION_STEPS")?;
+    for (number, name) in (1..).zip(FUNCTION_STEPS) {
+        let program: &mut UProbe = program(ebpf, name)?;
+        continuation(
+            &mut function_steps,
+            number,
+            name,
+            "FUNCTION_STEPS",
+            program.fd(),
+        )?;
+    }
+    Ok([steps, function_steps])
+}
+
+fn continuation(
+    steps: &mut ProgramArray<MapData>,
+    number: u32,
+    name: &str,
+    map: &'static str,
+    descriptor: Result<&ProgramFd, ProgramError>,
+) -> Result<(), ProbeError> {
+    let descriptor = descriptor.map_err(|source| ProbeError::Program {
+        name: name.to_owned(),
+        source: Box::new(source),
+    })?;
+    steps
+        .set(number, descriptor, 0)
+        .map_err(|source| ProbeError::Map { name: map, source })
+}
+
+/// Tells the kernel where every CPython version keeps what.
+fn set_layouts(ebpf: &mut Ebpf) -> Result<(), ProbeError> {
+    let mut layouts: Array<MapData, Layout> = map(ebpf, "LAYOUTS")?;
+    for (number, (_, layout)) in (0..).zip(&pyframes::layout::LAYOUTS) {
+        layouts
+            .set(number, Layout(*layout), 0)
             .map_err(|source| ProbeError::Map {
-                name: "STEPS",
+                name: "LAYOUTS",
                 source,
             })?;
     }
-    Ok(steps)
+    Ok(())
+}
+
+/// The moments of all recipes together, as [`Recipes::flags`] has them.
+fn moments(recipes: &Recipes) -> u32 {
+    let count = usize::try_from(recipes.count).unwrap_or(usize::MAX);
+    let all = recipes.recipes.iter().take(count);
+    all.fold(0, |moments, recipe| moments | recipe.moments) << recipes_flag::MOMENTS_SHIFT
 }
 
 fn program<'a, T>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut T, ProbeError>
@@ -368,6 +462,7 @@ where
 pub fn program_names() -> Vec<&'static str> {
     let mut names: Vec<_> = TRACEPOINTS.iter().map(|&(name, _)| name).collect();
     names.extend(STEPS);
+    names.extend(FUNCTION_STEPS);
     names.extend(FUNCTIONS);
     names.sort_unstable();
     names
