@@ -101,9 +101,8 @@ pub struct Preparation {
     pub remove: Vec<CodeKey>,
     /// Lines for the operator.
     pub messages: Vec<String>,
-    /// Servers and frameworks that were found: module and version, if it has
-    /// one.
-    pub found: Vec<(&'static str, Option<String>)>,
+    /// The server that runs the process, and its version if it tells.
+    pub server: Option<(&'static str, Option<String>)>,
 }
 
 /// What is known of one process.
@@ -119,6 +118,7 @@ struct State {
     group: u32,
     compiled: Compiled,
     context_variable: u64,
+    server: Option<(&'static str, Option<String>)>,
     /// What `sys.modules` was at the last look.
     imported: Option<modules::Extent>,
     looked: Option<Instant>,
@@ -218,6 +218,7 @@ impl Python {
             group: parent.group,
             compiled: parent.compiled.clone(),
             context_variable: parent.context_variable,
+            server: parent.server.clone(),
             imported: parent.imported,
             looked: None,
             again: None,
@@ -299,6 +300,7 @@ impl State {
             group: 0,
             compiled: Compiled::new(),
             context_variable: 0,
+            server: None,
             imported: None,
             looked: None,
             again: None,
@@ -371,7 +373,6 @@ impl State {
                 missing = outcome.missing,
                 "looked at a framework"
             );
-            preparation.found.push((framework.name, version.clone()));
             // While it is imported nothing of it may be there yet.
             let settled = self.again.is_none();
             if outcome.compiled == 0 && settled && !self.told.contains(&framework.name) {
@@ -384,10 +385,13 @@ impl State {
                 ));
             }
         }
+        preparation.server = modules::server(objects, modules);
         let changed = compiled != self.compiled
+            || preparation.server != self.server
             || context_variable != self.context_variable
             || !preparation.messages.is_empty();
         self.compiled = compiled;
+        self.server.clone_from(&preparation.server);
         self.context_variable = context_variable;
         changed
     }
@@ -424,7 +428,7 @@ mod tests {
         println!(
             "{} {:?} {:?}",
             prepared.install.len(),
-            prepared.found,
+            prepared.server,
             prepared.messages
         );
         let objects = Objects {

@@ -58,3 +58,26 @@ pub(super) fn version<M: Memory>(
     let version = objects.module_attribute(*modules.get(name)?, "__version__")?;
     objects.name(version).ok()
 }
+
+/// Modules that only a running server has imported, with the server's name;
+/// one that manages another's workers comes first.
+const SERVERS: &[(&str, &str)] = &[
+    ("gunicorn.arbiter", "gunicorn"),
+    ("uvicorn.server", "uvicorn"),
+    ("hypercorn.run", "hypercorn"),
+    ("daphne.server", "daphne"),
+    ("granian.server", "granian"),
+    ("waitress.server", "waitress"),
+    ("uwsgi", "uwsgi"),
+];
+
+/// The server that runs the process, with its version if it tells.
+pub(super) fn server<M: Memory>(
+    objects: Objects<'_, M>,
+    modules: &Modules,
+) -> Option<(&'static str, Option<String>)> {
+    let (_, name) = SERVERS
+        .iter()
+        .find(|(module, _)| modules.contains_key(*module))?;
+    Some((name, version(objects, modules, name)))
+}
