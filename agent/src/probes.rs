@@ -296,7 +296,18 @@ impl Probes {
     /// Detaches the function probes of a process that ended or changed its
     /// image.
     pub fn unhook(&mut self, pid: u32) {
-        for Hooked { hook, link, .. } in self.hooks.remove(&pid).unwrap_or_default() {
+        self.unhook_only(pid, |_| true);
+    }
+
+    /// Detaches those function probes of a process that are of no use now.
+    pub fn unhook_only(&mut self, pid: u32, useless: impl Fn(Hook) -> bool) {
+        let hooks = self.hooks.remove(&pid).unwrap_or_default();
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            hooks.into_iter().partition(|hooked| useless(hooked.hook));
+        if !kept.is_empty() {
+            self.hooks.insert(pid, kept);
+        }
+        for Hooked { hook, link, .. } in gone {
             let program: Result<&mut UProbe, _> = program(&mut self.ebpf, hook.program());
             if let Ok(program) = program
                 && let Err(error) = program.detach(link)

@@ -1,15 +1,17 @@
-//! Whether and how the contexts of a process are followed.
+//! Whether and how the contexts of a process are followed: the probes for it,
+//! and when it is not worth their cost.
 
 use std::time::{Duration, Instant};
 
 use abi::map::target_flag;
 
-use super::{Discovery, Traffic, open, tell};
+use super::{Discovery, open, tell};
 use crate::probes::{Hook, Probes};
 use crate::remote::Process;
 use crate::target::births::Birth;
 use crate::target::elf::MappedElf;
 use crate::target::interpreter::Interpreter;
+use crate::target::uvloop;
 
 /// Requests that a process serves without ever making a call of its own
 /// before its contexts are no longer followed: lineage costs it some
@@ -17,6 +19,15 @@ use crate::target::interpreter::Interpreter;
 const QUIET_REQUESTS: u64 = 1000;
 /// How long it must have been quiet besides.
 const QUIET_TIME: Duration = Duration::from_secs(1);
+
+/// What a process did since the last look.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Traffic {
+    /// Requests it began to serve.
+    pub served: u64,
+    /// Requests it sent.
+    pub called: u64,
+}
 
 /// Whether the contexts of a process are followed.
 #[derive(Clone, Copy)]
@@ -53,7 +64,18 @@ impl Discovery {
                     tracee.target.flags &= !(target_flag::TASK_AFTER_READ | target_flag::LINEAGE);
                     tracee.target.epoch = tracee.target.epoch.wrapping_add(1);
                     tell(pid, &tracee.target, probes);
-                    probes.unhook(pid);
+                    let answers = tracee.target.flags & target_flag::STACK_AT_RESPONSE != 0;
+                    tracee.writes_probed &= answers;
+                    probes.unhook_only(pid, |hook| match hook {
+                        Hook::ContextReturned
+                        | Hook::ContextCreated
+                        | Hook::ContextCopiedIn(_)
+                        | Hook::ContextCreatedIn(_)
+                        | Hook::ContextExplicit => true,
+                        // What uvloop sends is the answer's stack no more.
+                        Hook::TransportWrite => !answers,
+                        Hook::VariableReset | Hook::Raised => false,
+                    });
                 }
             }
             Lineage::Paused if traffic.called > 0 => {
@@ -170,6 +192,43 @@ impl Discovery {
             }
         }
         complete
+    }
+
+    /// Attaches the probes that depend on loaded modules.
+    pub(super) fn modules(&mut self, pid: u32, process: &Process, probes: &mut Probes) {
+        let Some(tracee) = self.tracees.get_mut(&pid) else {
+            return;
+        };
+        let Some(interpreter) = &tracee.interpreter else {
+            return;
+        };
+        let followed = !matches!(tracee.lineage, Lineage::Never | Lineage::Paused);
+        let walked = tracee.target.flags & target_flag::STACK_AT_RESPONSE != 0;
+        if tracee.target.flags & target_flag::TASK_AFTER_READ != 0
+            || !followed && (!walked || tracee.writes_probed)
+        {
+            return;
+        }
+        let has = |module| interpreter.has_module(process, module).unwrap_or(false);
+        if !has("uvloop.loop") {
+            return;
+        }
+        let (module, class, _) = uvloop::WRITE;
+        for method in ["write", "writelines"] {
+            match interpreter.method_address(process, module, class, method) {
+                Ok(Some(place)) => {
+                    self.stats
+                        .hook_at(pid, probes, Hook::TransportWrite, &place);
+                }
+                Ok(None) => {}
+                Err(error) => tracing::debug!(pid, %error, method, "cannot find uvloop's method"),
+            }
+        }
+        tracee.writes_probed = true;
+        if followed && has("uvicorn") {
+            tracee.target.flags |= target_flag::TASK_AFTER_READ;
+            tell(pid, &tracee.target, probes);
+        }
     }
 }
 

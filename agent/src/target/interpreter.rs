@@ -173,8 +173,23 @@ impl Interpreter {
             tss_indirect: self.tss.indirect.unwrap_or_default(),
             uv_handle: uvloop::handle_offset(&self.layout),
             uv_fd: uvloop::STREAM_FD,
+            layout: self.layout_number(),
             ..Target::default()
         }
+    }
+
+    /// The layout's number in `LAYOUTS`.
+    fn layout_number(&self) -> u32 {
+        let series = Series {
+            minor: self.version.minor,
+            free_threaded: self.version.free_threaded,
+        };
+        // An interpreter has a layout, or it is none.
+        layout::LAYOUTS
+            .iter()
+            .zip(0..)
+            .find(|((known, _), _)| *known == series)
+            .map_or(0, |(_, number)| number)
     }
 
     /// The thread states of the main interpreter, newest first.
