@@ -6,6 +6,7 @@ pub mod agent;
 pub mod app;
 pub mod client;
 pub mod load;
+pub mod memory;
 pub mod process;
 pub mod program;
 pub mod receiver;
