@@ -38,6 +38,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ensure_programs(&[("python3", "python3")], "read the memory of one")?;
     let missing = missing_pythons();
     let (python, pythons) = stages.time("python", environments)?;
+    let frameworks = stages.time("frameworks", || {
+        Venv::ensure("frameworks", "requirements-frameworks.txt")
+    })?;
     let agent = stages.time("release agent", agent)?;
 
     let mut counts = Counts::default();
@@ -67,6 +70,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .env("OTEL_EBPF_APPS", apps())
         .env("OTEL_EBPF_PYTHON", &python)
         .env("OTEL_EBPF_PYTHONS", &pythons)
+        .env("OTEL_EBPF_FRAMEWORKS_PYTHON", frameworks.python())
         .env("OTEL_EBPF_UVLOOP_PYTHON", &python);
     if !missing.is_empty() {
         live.env("OTEL_EBPF_ALLOW_MISSING_PYTHONS", "1");
