@@ -4,7 +4,20 @@ each request which route its scope ended with.
 
 import inspect
 
+from starlette.routing import Match, Mount
+
 from frameworks import truth
+
+
+def mounts(routes, scope):
+    """The patterns of the mounts on the way to the route that matches."""
+    for route in routes:
+        match, child_scope = route.matches(scope)
+        if match is Match.FULL:
+            if isinstance(route, Mount):
+                return route.path + mounts(route.routes, {**scope, **child_scope})
+            break
+    return ""
 
 
 class Tell:
@@ -16,6 +29,7 @@ class Tell:
             await self.app(scope, receive, send)
             return
         path = scope["path"]
+        prefix = mounts(scope["app"].routes, dict(scope))
         status, error = 500, None
 
         async def watch(message):
@@ -40,7 +54,7 @@ class Tell:
                 scope["method"],
                 path,
                 status,
-                route and scope["root_path"] + (included or route).path,
+                route and prefix + (included or route).path,
                 route and handler,
                 error,
             )

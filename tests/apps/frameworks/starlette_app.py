@@ -96,6 +96,7 @@ routes = [
     Route("/users/{user_id:int}", change_user, methods=["PUT"]),
     Route("/users/{user_id:int}/orders/{order}", user_order),
     Mount("/shop", routes=[Mount("/v1", app=Router([Route("/items/{item}", item)]))]),
+    Mount("/stores/{store}", routes=[Route("/items/{item}", item)]),
     Route("/parts/{part}", Part),
     Route("/call", call),
     Route("/boom", boom),

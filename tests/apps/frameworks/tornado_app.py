@@ -26,7 +26,8 @@ class Handler(RequestHandler):
             self.request.method,
             self.request.path,
             self.get_status(),
-            rule and rule.regex.pattern,
+            # Tornado adds the dollar sign.
+            rule and rule.regex.pattern.removesuffix("$"),
             rule and getattr(self, self.request.method.lower()),
             self.unhandled,
         )
