@@ -114,8 +114,9 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     let Agent {
         mut probes,
         mut pipeline,
-        discovery,
+        mut discovery,
         stats: run_stats,
+        mut forked,
         ..
     } = agent;
     let counters = probes.counters();
@@ -127,7 +128,12 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         probes.remove_target(pid);
     }
     drop(probes);
-    pipeline.finish();
+    pipeline.finish(&mut Processes {
+        discovery: &mut discovery,
+        probes: None,
+        forked: &mut forked,
+        messages: Vec::new(),
+    });
     runtime.block_on(processor.shutdown(config.batch.export_timeout));
     let summary = Summary {
         kernel: counters,
@@ -235,33 +241,14 @@ impl Agent {
             forked,
             ..
         } = self;
-        let mut messages = Vec::new();
-        let taken = pipeline.drain(|pipeline, process| {
-            let changes = match process.kind {
-                kind::FORK => {
-                    forked.push(process.pid);
-                    discovery.forked(process.pid, process.parent, process.at)
-                }
-                kind::EXEC => {
-                    forked.retain(|&pid| pid != process.pid);
-                    pipeline.disconnect(process.pid, process.at, probes);
-                    let changes = discovery.executed(process.pid, probes);
-                    if !discovery.traces(process.pid) {
-                        pipeline.tracer.assembler.process_gone(process.pid);
-                    }
-                    changes
-                }
-                kind::EXIT => {
-                    forked.retain(|&pid| pid != process.pid);
-                    pipeline.disconnect(process.pid, process.at, probes);
-                    pipeline.tracer.assembler.process_gone(process.pid);
-                    discovery.exited(process.pid, probes);
-                    Changes::default()
-                }
-                _ => discovery.listening(process.pid, probes),
-            };
-            messages.extend(pipeline.apply(changes));
-        });
+        let mut processes = Processes {
+            discovery,
+            probes: Some(probes),
+            forked,
+            messages: Vec::new(),
+        };
+        let taken = pipeline.drain(&mut processes);
+        let messages = processes.messages;
         self.stats.events.add(taken as u64);
         let undecodable = std::mem::take(&mut self.pipeline.source.undecodable);
         self.stats.undecodable.add(undecodable);
@@ -300,6 +287,57 @@ impl Agent {
             ]
             .concat(),
         }
+    }
+}
+
+/// What the pipeline meets on its way that is not its own: processes that
+/// change, and stacks that only their memory explains.
+struct Processes<'a> {
+    discovery: &'a mut Discovery,
+    /// None when tracing has ended: then nobody is followed any more.
+    probes: Option<&'a mut Probes>,
+    forked: &'a mut Vec<u32>,
+    /// Lines for the operator.
+    messages: Vec<String>,
+}
+
+impl Processes<'_> {
+    /// Something happened to a process, just here among the bytes.
+    fn changed(&mut self, pipeline: &mut Pipeline, process: &Process) {
+        let Self {
+            discovery,
+            probes: Some(probes),
+            forked,
+            messages,
+        } = self
+        else {
+            return;
+        };
+        let pid = process.pid;
+        let changes = match process.kind {
+            kind::FORK => {
+                forked.push(pid);
+                discovery.forked(pid, process.parent, process.at)
+            }
+            kind::EXEC => {
+                forked.retain(|&forked| forked != pid);
+                pipeline.disconnect(pid, process.at, probes);
+                let changes = discovery.executed(pid, probes);
+                if !discovery.traces(pid) {
+                    pipeline.tracer.assembler.process_gone(pid);
+                }
+                changes
+            }
+            kind::EXIT => {
+                forked.retain(|&forked| forked != pid);
+                pipeline.disconnect(pid, process.at, probes);
+                pipeline.tracer.assembler.process_gone(pid);
+                discovery.exited(pid, probes);
+                Changes::default()
+            }
+            _ => discovery.listening(pid, probes),
+        };
+        messages.extend(pipeline.apply(changes));
     }
 }
 
@@ -351,9 +389,9 @@ impl Pipeline {
         }
     }
 
-    /// Takes up to [`BATCH`] events through the pipeline; what happened to
-    /// processes is handed to `changed`, in its place among the bytes.
-    fn drain(&mut self, mut changed: impl FnMut(&mut Self, Process)) -> usize {
+    /// Takes up to [`BATCH`] events through the pipeline; `processes` are told
+    /// what concerns them, in its place among the bytes.
+    fn drain(&mut self, processes: &mut Processes<'_>) -> usize {
         let mut taken = 0;
         let mut pending = None;
         while taken < BATCH {
@@ -375,7 +413,7 @@ impl Pipeline {
             });
             self.assemble();
             match pending.take() {
-                Some(process) => changed(self, process),
+                Some(process) => processes.changed(self, &process),
                 None => break,
             }
         }
@@ -439,8 +477,8 @@ impl Pipeline {
 
     /// Takes what is left in the ring. Exchanges that are still under way
     /// yield no span.
-    fn finish(&mut self) {
-        while self.drain(|_, _| {}) >= BATCH {}
+    fn finish(&mut self, processes: &mut Processes<'_>) {
+        while self.drain(processes) >= BATCH {}
         if let Some(recorder) = &mut self.recorder {
             let left_out = recorder.left_out;
             if let Err(error) = recorder.finish() {

@@ -34,10 +34,19 @@ impl Dict {
     pub fn open<M: Memory>(memory: &M, layout: &Layout, address: u64) -> Result<Self, Error> {
         object::check_instance(memory, layout, address, flag::DICT_SUBCLASS)?;
         let keys = memory.pointer(field(address, layout.dict.ma_keys))?;
-        let values = match memory.u64(field(address, layout.dict.ma_values))? {
-            0 => None,
-            values => Some(field(values, layout.dict_values.values)),
-        };
+        let values = memory.u64(field(address, layout.dict.ma_values))?;
+        Self::of_keys(memory, layout, keys, (values != 0).then_some(values))
+    }
+
+    /// The table whose keys are the `PyDictKeysObject` at `keys`; with the
+    /// `PyDictValues` at `values` if it is a split one.
+    pub(crate) fn of_keys<M: Memory>(
+        memory: &M,
+        layout: &Layout,
+        keys: u64,
+        values: Option<u64>,
+    ) -> Result<Self, Error> {
+        let values = values.map(|values| field(values, layout.dict_values.values));
         let at = &layout.dict_keys;
         let n_entries = memory.u64(field(keys, at.dk_nentries))?;
         let (index_bytes, form) = if at.dk_size != ABSENT {

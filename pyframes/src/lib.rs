@@ -15,19 +15,26 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod attribute;
+pub mod code;
 pub mod debug_offsets;
 pub mod dict;
+pub mod frame;
 pub mod interpreter;
 pub mod layout;
+pub mod line;
 pub mod object;
 pub mod recipe;
+pub mod sequence;
 pub mod text;
 
 #[cfg(test)]
 mod fake;
 
+pub use code::Code;
 pub use dict::Dict;
 pub use layout::Layout;
+pub use sequence::Sequence;
 
 /// Access to the memory of a process.
 ///
@@ -38,6 +45,7 @@ pub trait Memory {
     fn read(&self, address: u64, into: &mut [u8]) -> bool;
 
     /// The `N` bytes at `address`.
+    #[inline(always)]
     fn bytes<const N: usize>(&self, address: u64) -> Result<[u8; N], Error> {
         let mut bytes = [0; N];
         if self.read(address, &mut bytes) {
@@ -48,21 +56,25 @@ pub trait Memory {
     }
 
     /// The byte at `address`.
+    #[inline(always)]
     fn u8(&self, address: u64) -> Result<u8, Error> {
         self.bytes(address).map(u8::from_le_bytes)
     }
 
     /// The 32-bit number at `address`.
+    #[inline(always)]
     fn u32(&self, address: u64) -> Result<u32, Error> {
         self.bytes(address).map(u32::from_le_bytes)
     }
 
     /// The 64-bit number at `address`.
+    #[inline(always)]
     fn u64(&self, address: u64) -> Result<u64, Error> {
         self.bytes(address).map(u64::from_le_bytes)
     }
 
     /// The pointer at `address`, which must not be null.
+    #[inline(always)]
     fn pointer(&self, address: u64) -> Result<u64, Error> {
         match self.u64(address)? {
             0 => Err(Error::Null),
@@ -103,6 +115,7 @@ impl core::error::Error for Error {}
 /// The address of the field at `offset` of the structure at `base`.
 ///
 /// Wraps: a garbage base gives a garbage address, which then cannot be read.
+#[inline(always)]
 pub(crate) const fn field(base: u64, offset: u32) -> u64 {
     base.wrapping_add(offset as u64)
 }

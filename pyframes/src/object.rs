@@ -53,16 +53,7 @@ pub fn type_name<'b, M: Memory>(
 /// The value of the `int` at `address`; one of more than 60 bits is too long.
 pub fn read_int<M: Memory>(memory: &M, layout: &Layout, address: u64) -> Result<i64, Error> {
     check_instance(memory, layout, address, flag::LONG_SUBCLASS)?;
-    let (n_digits, negative) = if layout.long.lv_tag != ABSENT {
-        let tag = memory.u64(field(address, layout.long.lv_tag))?;
-        // The low two bits are the sign: 0 positive, 1 zero, 2 negative.
-        (tag >> 3, tag & 3 == 2)
-    } else {
-        let size = memory
-            .u64(field(address, layout.object.ob_size))?
-            .cast_signed();
-        (size.unsigned_abs(), size < 0)
-    };
+    let (n_digits, negative) = n_digits(memory, layout, address)?;
     if n_digits > 2 {
         return Err(Error::TooLong);
     }
@@ -72,6 +63,23 @@ pub fn read_int<M: Memory>(memory: &M, layout: &Layout, address: u64) -> Result<
         value = value << DIGIT_BITS | i64::from(digit & DIGIT_MASK);
     }
     Ok(if negative { -value } else { value })
+}
+
+/// How many digits the `int` at `address` has, and whether it is negative.
+pub(crate) fn n_digits<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+) -> Result<(u64, bool), Error> {
+    if layout.long.lv_tag != ABSENT {
+        let tag = memory.u64(field(address, layout.long.lv_tag))?;
+        // The low two bits are the sign: 0 positive, 1 zero, 2 negative.
+        return Ok((tag >> 3, tag & 3 == 2));
+    }
+    let size = memory
+        .u64(field(address, layout.object.ob_size))?
+        .cast_signed();
+    Ok((size.unsigned_abs(), size < 0))
 }
 
 /// The namespace of the module at `address`.

@@ -16,6 +16,47 @@ pub struct Text<'b> {
     pub truncated: bool,
 }
 
+/// Writes into a buffer what fits and remembers whether something did not.
+pub(crate) struct Cut<'b> {
+    buffer: &'b mut [u8],
+    filled: usize,
+    truncated: bool,
+}
+
+impl<'b> Cut<'b> {
+    pub(crate) fn new(buffer: &'b mut [u8]) -> Self {
+        Self {
+            buffer,
+            filled: 0,
+            truncated: false,
+        }
+    }
+
+    pub(crate) fn finish(self) -> Result<Text<'b>, Error> {
+        finish(self.buffer, self.filled, self.truncated)
+    }
+}
+
+impl core::fmt::Write for Cut<'_> {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        let room = self.buffer.get_mut(self.filled..).unwrap_or_default();
+        let n_bytes = match self.truncated {
+            true => 0,
+            false => text.floor_char_boundary(room.len()),
+        };
+        if let Some((into, from)) = room
+            .split_at_mut_checked(n_bytes)
+            .map(|(into, _)| into)
+            .zip(text.as_bytes().get(..n_bytes))
+        {
+            into.copy_from_slice(from);
+        }
+        self.filled += n_bytes;
+        self.truncated |= n_bytes < text.len();
+        Ok(())
+    }
+}
+
 /// Reads the `str` at `address`.
 pub fn read_str<'b, M: Memory>(
     memory: &M,

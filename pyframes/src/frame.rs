@@ -1,0 +1,451 @@
+//! Walks the Python frames of a thread, innermost first.
+//!
+//! One walker for the kernel, the agent and the tests. It costs one read a
+//! frame, allocates nothing, and has a shape that the kernel's verifier
+//! follows: its buffer is part of the [`Walker`], which the kernel keeps in a
+//! map, and offsets into it are masked. How many frames to follow is the
+//! caller's to bound, which also ends a chain that runs in a circle.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::layout::{ABSENT, Layout};
+use crate::{Error, Memory, field};
+
+/// A frame that runs Python code.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Frame {
+    /// Address of the frame: of its `PyFrameObject` up to 3.10, of its
+    /// `_PyInterpreterFrame` since.
+    pub address: u64,
+    /// Address of its code object.
+    pub code: u64,
+    /// Its current instruction as the frame has it: an address, or `f_lasti`
+    /// up to 3.10, sign-extended. [`crate::layout::Frame::lasti_unit`] tells
+    /// which.
+    pub instruction: u64,
+    /// `owner`: who the frame's memory belongs to; 0 up to 3.10.
+    pub owner: u64,
+}
+
+impl Frame {
+    /// [`Frame::owner`] of a frame that is part of a generator or coroutine
+    /// (`FRAME_OWNED_BY_GENERATOR`, 3.11 to 3.14).
+    pub const OWNED_BY_GENERATOR: u64 = 1;
+}
+
+/// What [`Walker::advance`] came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Advance {
+    /// A frame of Python code: [`Walker::frame`].
+    Frame,
+    /// A frame of the interpreter's own, of no interest.
+    Shim,
+    /// The chain is at its end.
+    End,
+    /// The next frame cannot be read.
+    Unreadable,
+}
+
+/// Follows a chain of frames outwards.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout)]
+pub struct Walker {
+    /// Where [`Walker::advance`] has come to.
+    pub frame: Frame,
+    /// The next frame, or 0.
+    next: u64,
+    /// The head of a frame, as read.
+    head: [u64; HEAD_WORDS],
+}
+
+impl Walker {
+    /// A walker that is at its end until it is started.
+    #[inline(always)]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Starts at the innermost frame of the thread whose `PyThreadState` is
+    /// at `tstate`. A thread that runs no Python code has no frames.
+    #[inline(always)]
+    pub fn start<M: Memory>(
+        &mut self,
+        memory: &M,
+        layout: &Layout,
+        tstate: u64,
+    ) -> Result<(), Error> {
+        self.next = 0;
+        let mut frame = memory.u64(field(tstate, layout.tstate.frame))?;
+        if layout.tstate.frame_link != ABSENT && frame != 0 {
+            frame = memory.u64(field(frame, layout.tstate.frame_link))?;
+        }
+        self.next = frame;
+        Ok(())
+    }
+
+    /// Starts at a frame, as [`Frame::address`] has it.
+    #[inline(always)]
+    pub fn start_at(&mut self, frame: u64) {
+        self.next = frame;
+    }
+
+    /// The next frame of Python code, or none at the end of the chain.
+    ///
+    /// Frames of the interpreter's own are passed over, of which a few follow
+    /// each other at most.
+    pub fn step<M: Memory>(&mut self, memory: &M, layout: &Layout) -> Result<Option<Frame>, Error> {
+        for _ in 0..MAX_SHIMS {
+            match self.advance(memory, layout) {
+                Advance::Frame => return Ok(Some(self.frame)),
+                Advance::Shim => {}
+                Advance::End => return Ok(None),
+                Advance::Unreadable => return Err(Error::Unreadable),
+            }
+        }
+        Err(Error::TooLong)
+    }
+
+    /// Reads one frame: [`Walker::step`] in smaller steps, without a loop.
+    /// After a frame that cannot be read the chain is at its end.
+    #[inline(always)]
+    pub fn advance<M: Memory>(&mut self, memory: &M, layout: &Layout) -> Advance {
+        let address = self.next;
+        if address == 0 {
+            return Advance::End;
+        }
+        self.next = 0;
+        let at = &layout.frame;
+        let old = at.owner == ABSENT;
+        let read = if old {
+            memory.read(address, self.head.as_mut_bytes())
+        } else {
+            match self.head.first_chunk_mut::<NEW_HEAD_WORDS>() {
+                Some(head) => memory.read(address, head.as_mut_bytes()),
+                None => false,
+            }
+        };
+        if !read {
+            return Advance::Unreadable;
+        }
+        self.next = self.word(at.back);
+        let owner = if old { 0 } else { self.byte(at.owner) };
+        let code = self.word(at.code) & !u64::from(at.tag_bits);
+        let instruction = self.word(at.lasti);
+        self.frame = Frame {
+            address,
+            code,
+            instruction: if at.lasti_unit == 0 {
+                instruction
+            } else {
+                i64::from(instruction as i32).cast_unsigned()
+            },
+            owner,
+        };
+        // Without shims the bound is `ABSENT`, which no byte reaches.
+        if owner >= u64::from(at.shim_owner) || code == 0 {
+            Advance::Shim
+        } else {
+            Advance::Frame
+        }
+    }
+
+    /// The 64-bit field at `offset` of the head; they are all aligned.
+    #[inline(always)]
+    fn word(&self, offset: u32) -> u64 {
+        u64::from_le(self.head[(offset / 8) as usize % HEAD_WORDS])
+    }
+
+    /// The byte at `offset` of the head.
+    #[inline(always)]
+    fn byte(&self, offset: u32) -> u64 {
+        self.word(offset) >> (offset % 8 * 8) & 0xff
+    }
+}
+
+/// The object that slot number `slot` of a frame's `f_localsplus` holds, or
+/// `None` if the variable is not bound. A cell is told as the cell.
+#[inline(always)]
+pub fn local<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    frame: u64,
+    slot: u32,
+) -> Result<Option<u64>, Error> {
+    let at = field(frame, layout.frame.localsplus).wrapping_add(u64::from(slot) * 8);
+    let value = memory.u64(at)?;
+    let tag = u64::from(layout.frame.tag_bits);
+    // Both bits of a `_PyStackRef` mark a number, which the evaluation stack
+    // has and no variable (3.14).
+    if tag != 0 && value & tag == tag {
+        return Err(Error::WrongType);
+    }
+    let value = value & !tag;
+    Ok((value != 0).then_some(value))
+}
+
+/// The address of the frame, as [`Frame::address`] has it, that the
+/// `PyFrameObject` at `object` stands for.
+#[inline(always)]
+pub fn of_object<M: Memory>(memory: &M, layout: &Layout, object: u64) -> Result<u64, Error> {
+    if layout.frame_object.f_frame == ABSENT {
+        return Ok(object);
+    }
+    memory.pointer(field(object, layout.frame_object.f_frame))
+}
+
+/// The code object of the frame at `frame`.
+#[inline(always)]
+pub fn code<M: Memory>(memory: &M, layout: &Layout, frame: u64) -> Result<u64, Error> {
+    let code = memory.u64(field(frame, layout.frame.code))? & !u64::from(layout.frame.tag_bits);
+    if code == 0 {
+        Err(Error::Null)
+    } else {
+        Ok(code)
+    }
+}
+
+/// Words of the longest head: up to `f_lasti` of a `PyFrameObject` (3.8). A
+/// power of two, so that offsets can be masked.
+const HEAD_WORDS: usize = 16;
+/// Words of an `_PyInterpreterFrame` up to `f_localsplus` (3.14t), which every
+/// frame has: one without variables has an evaluation stack.
+const NEW_HEAD_WORDS: usize = 10;
+/// More frames of the interpreter's own than ever follow each other: the one
+/// of a call from C and, in 3.14, the thread's base.
+const MAX_SHIMS: u32 = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Fake, for_each_layout};
+    use std::vec::Vec;
+
+    /// A frame that is called from `back`.
+    fn frame(fake: &mut Fake, layout: &Layout, back: u64, code: u64, locals: &[u64]) -> u64 {
+        let at = &layout.frame;
+        let address = fake.put(&[0xee; 512]);
+        fake.put_u64(field(address, at.back), back);
+        fake.put_u64(field(address, at.code), code | u64::from(at.tag_bits & 1));
+        fake.put_u64(field(address, at.lasti), 0x1_0000_0000 + code + 8);
+        if at.owner != ABSENT {
+            fake.put_u8(field(address, at.owner), 0);
+        }
+        for (slot, local) in (0..).zip(locals) {
+            fake.put_u64(field(address, at.localsplus) + slot * 8, *local);
+        }
+        address
+    }
+
+    fn thread(fake: &mut Fake, layout: &Layout, innermost: u64) -> u64 {
+        let tstate = fake.put(&[0; 512]);
+        if layout.tstate.frame_link == ABSENT {
+            fake.put_u64(field(tstate, layout.tstate.frame), innermost);
+        } else {
+            let link = fake.put(&[0; 64]);
+            fake.put_u64(field(tstate, layout.tstate.frame), link);
+            fake.put_u64(field(link, layout.tstate.frame_link), innermost);
+        }
+        tstate
+    }
+
+    fn walk(fake: &Fake, layout: &Layout, tstate: u64, limit: usize) -> Result<Vec<u64>, Error> {
+        let mut walker = Walker::new();
+        walker.start(fake, layout, tstate)?;
+        let mut codes = Vec::new();
+        while codes.len() < limit {
+            match walker.step(fake, layout)? {
+                Some(frame) => codes.push(frame.code),
+                None => break,
+            }
+        }
+        Ok(codes)
+    }
+
+    #[test]
+    fn walks_from_the_innermost_frame_to_the_outermost() {
+        for_each_layout(|layout, fake| {
+            let mut outer = 0;
+            for code in 1..=40 {
+                outer = frame(fake, layout, outer, code * 0x1000, &[]);
+            }
+            let tstate = thread(fake, layout, outer);
+            let expected: Vec<u64> = (1..=40).rev().map(|code| code * 0x1000).collect();
+            assert_eq!(walk(fake, layout, tstate, 100), Ok(expected));
+        });
+    }
+
+    #[test]
+    fn tells_instruction_and_address() {
+        for_each_layout(|layout, fake| {
+            let address = frame(fake, layout, 0, 0x1000, &[]);
+            let mut walker = Walker::new();
+            walker.start_at(address);
+            let instruction = if layout.frame.lasti_unit == 0 {
+                0x1_0000_1008
+            } else {
+                0x1008
+            };
+            assert_eq!(
+                walker.step(fake, layout),
+                Ok(Some(Frame {
+                    address,
+                    code: 0x1000,
+                    instruction,
+                    owner: 0
+                }))
+            );
+            assert_eq!(walker.step(fake, layout), Ok(None));
+            // A frame that has not begun.
+            if layout.frame.lasti_unit != 0 {
+                fake.put_u64(field(address, layout.frame.lasti), 0xffff_ffff);
+                walker.start_at(address);
+                let found = walker.step(fake, layout).map(|found| found.unwrap());
+                assert_eq!(found.map(|found| found.instruction), Ok(u64::MAX));
+            }
+        });
+    }
+
+    #[test]
+    fn passes_over_frames_of_the_interpreter() {
+        for_each_layout(|layout, fake| {
+            let base = frame(fake, layout, 0, 0x1000, &[]);
+            let outer = frame(fake, layout, base, 0x2000, &[]);
+            let shim = frame(fake, layout, outer, 0x3000, &[]);
+            let inner = frame(fake, layout, shim, 0x4000, &[]);
+            let mut expected = Vec::from([0x4000, 0x3000, 0x2000, 0x1000]);
+            if layout.frame.shim_owner == ABSENT {
+                fake.put_u64(field(shim, layout.frame.code), 0);
+                fake.put_u64(field(base, layout.frame.code), 0);
+            } else {
+                fake.put_u8(field(shim, layout.frame.owner), 3);
+                fake.put_u8(field(base, layout.frame.owner), 4);
+            }
+            if layout.frame.owner != ABSENT {
+                fake.put_u8(field(outer, layout.frame.owner), 1);
+            }
+            expected.retain(|code| *code == 0x4000 || *code == 0x2000);
+            let tstate = thread(fake, layout, inner);
+            assert_eq!(walk(fake, layout, tstate, 100), Ok(expected));
+        });
+    }
+
+    #[test]
+    fn a_thread_without_python_code_has_no_frames() {
+        for_each_layout(|layout, fake| {
+            let tstate = thread(fake, layout, 0);
+            assert_eq!(walk(fake, layout, tstate, 100), Ok(Vec::new()));
+            fake.put_u64(field(tstate, layout.tstate.frame), 0);
+            assert_eq!(walk(fake, layout, tstate, 100), Ok(Vec::new()));
+        });
+    }
+
+    #[test]
+    fn an_unreadable_frame_ends_the_walk() {
+        for_each_layout(|layout, fake| {
+            let outer = frame(fake, layout, 0xdead_0000, 0x1000, &[]);
+            let mut walker = Walker::new();
+            walker.start_at(outer);
+            assert!(walker.step(fake, layout).is_ok_and(|frame| frame.is_some()));
+            assert_eq!(walker.step(fake, layout), Err(Error::Unreadable));
+            assert_eq!(walker.step(fake, layout), Ok(None));
+        });
+    }
+
+    #[test]
+    fn a_circle_of_shims_ends() {
+        for_each_layout(|layout, fake| {
+            let address = frame(fake, layout, 0, 0, &[]);
+            fake.put_u64(field(address, layout.frame.code), 0);
+            fake.put_u64(field(address, layout.frame.back), address);
+            let mut walker = Walker::new();
+            walker.start_at(address);
+            assert_eq!(walker.step(fake, layout), Err(Error::TooLong));
+        });
+    }
+
+    #[test]
+    fn a_circle_of_frames_is_the_callers_to_end() {
+        for_each_layout(|layout, fake| {
+            let address = frame(fake, layout, 0, 0x1000, &[]);
+            fake.put_u64(field(address, layout.frame.back), address);
+            let tstate = thread(fake, layout, address);
+            assert_eq!(
+                walk(fake, layout, tstate, 64).map(|codes| codes.len()),
+                Ok(64)
+            );
+        });
+    }
+
+    #[test]
+    fn reads_variables_and_tells_those_without_a_value() {
+        for_each_layout(|layout, fake| {
+            let tag = u64::from(layout.frame.tag_bits & 1);
+            let address = frame(fake, layout, 0, 0x1000, &[0x5000, 0x6000 | tag, tag, 0]);
+            assert_eq!(local(fake, layout, address, 0), Ok(Some(0x5000)));
+            assert_eq!(local(fake, layout, address, 1), Ok(Some(0x6000)));
+            assert_eq!(local(fake, layout, address, 2), Ok(None));
+            assert_eq!(local(fake, layout, address, 3), Ok(None));
+            assert_eq!(
+                local(fake, layout, address, u32::MAX),
+                Err(Error::Unreadable)
+            );
+            if layout.frame.tag_bits != 0 {
+                fake.put_u64(field(address, layout.frame.localsplus), 7);
+                assert_eq!(local(fake, layout, address, 0), Err(Error::WrongType));
+            }
+        });
+    }
+
+    #[test]
+    fn goes_from_a_frame_object_to_its_frame_and_code() {
+        for_each_layout(|layout, fake| {
+            let address = frame(fake, layout, 0, 0x1000, &[]);
+            let object = if layout.frame_object.f_frame == ABSENT {
+                address
+            } else {
+                let object = fake.put(&[0; 128]);
+                fake.put_u64(field(object, layout.frame_object.f_frame), address);
+                object
+            };
+            assert_eq!(of_object(fake, layout, object), Ok(address));
+            assert_eq!(code(fake, layout, address), Ok(0x1000));
+            fake.put_u64(field(address, layout.frame.code), 0);
+            assert_eq!(code(fake, layout, address), Err(Error::Null));
+        });
+    }
+
+    #[test]
+    fn every_head_is_within_what_is_read() {
+        for (_, layout) in &crate::layout::LAYOUTS {
+            let at = &layout.frame;
+            let words = if at.owner == ABSENT {
+                HEAD_WORDS
+            } else {
+                assert!((at.owner as usize) < NEW_HEAD_WORDS * 8);
+                NEW_HEAD_WORDS
+            };
+            for offset in [at.code, at.back, at.lasti] {
+                assert_eq!(offset % 8, 0);
+                assert!((offset as usize) < words * 8);
+            }
+            assert!(at.localsplus as usize + 8 >= NEW_HEAD_WORDS * 8);
+        }
+    }
+
+    #[test]
+    fn garbage_never_panics() {
+        for_each_layout(|layout, fake| {
+            let outer = frame(fake, layout, 0, 0x1000, &[]);
+            let inner = frame(fake, layout, outer, 0x2000, &[]);
+            let tstate = thread(fake, layout, inner);
+            for address in [tstate, inner] {
+                fake.each_corruption(address, |fake| {
+                    let _ = walk(fake, layout, tstate, 64);
+                });
+            }
+        });
+    }
+}
