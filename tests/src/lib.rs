@@ -10,3 +10,5 @@ pub mod process;
 pub mod program;
 pub mod receiver;
 pub mod trace;
+pub mod traceback;
+pub mod truth;
