@@ -137,10 +137,13 @@ fn send(app: &App, requests: &[(&str, &str, u16)]) -> Result<()> {
             response.status == *status,
             "{method} {path} answers {response:?}"
         );
-        let closes = |(name, value): &(String, String)| {
-            name == "connection" && value.eq_ignore_ascii_case("close")
-        };
-        connection = (!response.headers.iter().any(closes)).then_some(current);
+        // uvicorn closes after an exception, and says so nowhere.
+        let closes = response.status == 500
+            || response
+                .headers
+                .iter()
+                .any(|(name, value)| name == "connection" && value.eq_ignore_ascii_case("close"));
+        connection = (!closes).then_some(current);
     }
     Ok(())
 }
