@@ -367,12 +367,12 @@ fn django_sync() -> Result<()> {
 
 #[test]
 fn rest_framework_gthread() -> Result<()> {
-    Case::new("django", Service::gunicorn("frameworks.rest_app")).check()
+    Case::new("django", Service::gunicorn("frameworks.rest_wsgi")).check()
 }
 
 #[test]
 fn rest_framework_sync() -> Result<()> {
-    Case::new("django", sync_gunicorn("frameworks.rest_app")).check()
+    Case::new("django", sync_gunicorn("frameworks.rest_wsgi")).check()
 }
 
 #[test]

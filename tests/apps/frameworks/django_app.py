@@ -3,7 +3,6 @@
 import os
 from urllib.request import urlopen
 
-from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from django.http import Http404, HttpResponse, JsonResponse
 from django.urls import include, path, re_path
@@ -11,12 +10,7 @@ from django.views import View
 
 from frameworks import basket
 
-settings.configure(
-    ALLOWED_HOSTS=["*"],
-    MIDDLEWARE=["frameworks.django_truth.tell", "frameworks.django_app.OutOfStock"],
-    ROOT_URLCONF=__name__,
-    SECRET_KEY="of the tests",
-)
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "frameworks.django_settings")
 
 
 def plain(request):

@@ -7,7 +7,6 @@ import os
 
 import httpx
 from asgiref.sync import markcoroutinefunction
-from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.http import Http404, HttpResponse, JsonResponse
 from django.urls import include, path
@@ -15,12 +14,7 @@ from django.views import View
 
 from frameworks import basket
 
-settings.configure(
-    ALLOWED_HOSTS=["*"],
-    MIDDLEWARE=["frameworks.django_truth.tell", "frameworks.django_asgi_app.OutOfStock"],
-    ROOT_URLCONF=__name__,
-    SECRET_KEY="of the tests",
-)
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "frameworks.django_asgi_settings")
 
 
 async def plain(request):

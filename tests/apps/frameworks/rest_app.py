@@ -1,35 +1,16 @@
-"""Django REST framework (WSGI: `gunicorn frameworks.rest_app:app`)."""
+"""Django REST framework (WSGI: `gunicorn frameworks.rest_wsgi:app`)."""
 
 import os
 
 import requests
-from django.conf import settings
-from django.core.wsgi import get_wsgi_application
 from django.urls import include, path
+from rest_framework.exceptions import APIException, NotFound
+from rest_framework.response import Response
+from rest_framework.routers import SimpleRouter
+from rest_framework.views import APIView, exception_handler
+from rest_framework.viewsets import ViewSet
 
 from frameworks import basket
-
-settings.configure(
-    ALLOWED_HOSTS=["*"],
-    MIDDLEWARE=["frameworks.django_truth.tell"],
-    REST_FRAMEWORK={
-        "DEFAULT_AUTHENTICATION_CLASSES": [],
-        "DEFAULT_PERMISSION_CLASSES": [],
-        "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-        "EXCEPTION_HANDLER": "frameworks.rest_app.out_of_stock",
-        "UNAUTHENTICATED_USER": None,
-    },
-    ROOT_URLCONF=__name__,
-    SECRET_KEY="of the tests",
-)
-
-# They read the settings when they are imported.
-from rest_framework.exceptions import APIException, NotFound  # noqa: E402
-from rest_framework.response import Response  # noqa: E402
-from rest_framework.routers import SimpleRouter  # noqa: E402
-from rest_framework.views import APIView, exception_handler  # noqa: E402
-from rest_framework.viewsets import ViewSet  # noqa: E402
-
 
 class Plain(APIView):
     def get(self, request):
@@ -123,5 +104,3 @@ urlpatterns = [
     path("gone", Gone.as_view()),
     path("unavailable", Unavailable.as_view()),
 ]
-
-app = get_wsgi_application()
