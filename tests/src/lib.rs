@@ -5,7 +5,9 @@
 pub mod agent;
 pub mod app;
 pub mod client;
+pub mod frameworks;
 pub mod load;
+pub mod parity;
 pub mod process;
 pub mod program;
 pub mod receiver;

@@ -23,6 +23,8 @@ pub enum Kind {
     Server,
     /// The client's.
     Client,
+    /// Neither: a step inside a process, as the in-process SDK has them.
+    Internal,
 }
 
 /// A span, with its resource.
@@ -259,6 +261,7 @@ fn flatten(groups: &[ResourceSpans]) -> Result<Vec<Span>> {
                 let kind = match span.kind() {
                     SpanKind::Server => Kind::Server,
                     SpanKind::Client => Kind::Client,
+                    SpanKind::Internal => Kind::Internal,
                     other => anyhow::bail!("a span of kind {other:?}"),
                 };
                 let status = span.status.as_ref().map(|status| status.code());

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use otel_ebpf_tests::agent::{Agent, Ended};
-use otel_ebpf_tests::app::{App, Service};
-use otel_ebpf_tests::client::Connection;
+use otel_ebpf_tests::app::Service;
+use otel_ebpf_tests::frameworks::{Caller, named, send};
 use otel_ebpf_tests::process::path_from;
 use otel_ebpf_tests::trace::{Event, Kind, Span, brief, matching};
 use otel_ebpf_tests::truth::{self, Told};
@@ -19,132 +19,43 @@ use otel_ebpf_tests::{trace, traceback};
 /// A part of the path of every file of the applications.
 const FOLDER: &str = "/frameworks/";
 
-/// What every application is asked for: method, path, status.
-const REQUESTS: &[(&str, &str, u16)] = &[
-    ("GET", "/users/7", 200),
-    ("GET", "/plain", 200),
-    ("PUT", "/users/7", 200),
-    ("GET", "/users/7/orders/abc", 200),
-    ("GET", "/shop/v1/items/5", 200),
-    ("GET", "/call", 200),
-    ("GET", "/boom", 500),
-    ("GET", "/chained", 500),
-    ("GET", "/handled", 500),
-    ("GET", "/caught", 200),
-    ("GET", "/gone", 404),
-    ("GET", "/unavailable", 503),
-    ("GET", "/nowhere", 404),
-    ("GET", "/users/8", 200),
-];
-
-/// Whose frames are beneath the call of a client library when it sends.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Caller {
-    /// The application's.
-    Known,
-    /// The library's only: it sends from a task or callback of its own.
-    Hidden,
-}
-
-/// A framework's application under a server.
-struct Case {
-    /// Its framework, as the spans' scope has it.
-    framework: &'static str,
-    service: Service,
-    /// What it is asked for beside [`REQUESTS`].
-    further: &'static [(&'static str, &'static str, u16)],
-    caller: Caller,
-}
-
-impl Case {
-    fn new(framework: &'static str, service: Service) -> Self {
-        Self {
-            framework,
-            service,
-            further: &[],
-            caller: Caller::Known,
-        }
+/// Sends the requests to an application under the agent and compares.
+fn check(name: &str) -> Result<()> {
+    let case = named(name)?;
+    let python = path_from(
+        "OTEL_EBPF_FRAMEWORKS_PYTHON",
+        "../target/python/frameworks/bin/python",
+    )?;
+    let folder = tempfile::tempdir()?;
+    let truth = folder.path().join("truth.jsonl");
+    let downstream = Service::uvicorn("downstream").start()?;
+    let app = case
+        .service
+        .python(python)
+        .env("APP_TRUTH", &truth)
+        .downstream(&downstream)
+        .start()?;
+    let agent = Agent::attach(&app.pids())?;
+    send(&app, &case.requests, |_| Vec::new()).with_context(|| app.group.log())?;
+    let ended = agent.stop()?;
+    ended.counters.assert_nothing_lost();
+    let mut table = Table::default();
+    let told = truth::read(&truth)?;
+    for request in case.requests {
+        let told = truth::of(&told, request.method, request.target)?;
+        ensure!(told.status == request.status, "it tells {told:#?}");
+        table.server(case.framework, told, &ended);
     }
-
-    fn further(mut self, requests: &'static [(&'static str, &'static str, u16)]) -> Self {
-        self.further = requests;
-        self
-    }
-
-    fn hidden_caller(mut self) -> Self {
-        self.caller = Caller::Hidden;
-        self
-    }
-
-    /// Sends the requests to the application under the agent and compares.
-    fn check(self) -> Result<()> {
-        let python = path_from(
-            "OTEL_EBPF_FRAMEWORKS_PYTHON",
-            "../target/python/frameworks/bin/python",
-        )?;
-        let folder = tempfile::tempdir()?;
-        let truth = folder.path().join("truth.jsonl");
-        let downstream = Service::uvicorn("downstream").start()?;
-        let app = self
-            .service
-            .python(python)
-            .env("APP_TRUTH", &truth)
-            .downstream(&downstream)
-            .start()?;
-        let agent = Agent::attach(&app.pids())?;
-        let requests = [REQUESTS, self.further].concat();
-        send(&app, &requests).with_context(|| app.group.log())?;
-        let ended = agent.stop()?;
-        ended.counters.assert_nothing_lost();
-        let mut table = Table::default();
-        let told = truth::read(&truth)?;
-        for (method, path, status) in requests {
-            let told = truth::of(&told, method, path)?;
-            ensure!(told.status == status, "{method} {path} answers {told:#?}");
-            table.server(self.framework, told, &ended);
-        }
-        let call = truth::of(&told, "GET", "/call")?;
-        table.client(self.caller, call, &ended)?;
-        println!("{}", table.lines.join("\n"));
-        ensure!(
-            table.differences.is_empty(),
-            "{}\n{}\nspans:{}",
-            table.differences.join("\n"),
-            app.group.log(),
-            brief(&ended.spans)
-        );
-        Ok(())
-    }
-}
-
-/// Sends one after the other, on one connection as long as the server keeps it.
-fn send(app: &App, requests: &[(&str, &str, u16)]) -> Result<()> {
-    let mut connection: Option<Connection> = None;
-    for (method, path, status) in requests {
-        let mut current = match connection.take() {
-            Some(current) => current,
-            None => app.connect()?,
-        };
-        let body: &[u8] = if *method == "PUT" { b"{}" } else { b"" };
-        let headers: &[_] = match body.is_empty() {
-            true => &[],
-            false => &[("Content-Type", "application/json")],
-        };
-        let response = current
-            .request(method, path, headers, body)
-            .with_context(|| format!("{method} {path}"))?;
-        ensure!(
-            response.status == *status,
-            "{method} {path} answers {response:?}"
-        );
-        // uvicorn closes after an exception, and says so nowhere.
-        let closes = response.status == 500
-            || response
-                .headers
-                .iter()
-                .any(|(name, value)| name == "connection" && value.eq_ignore_ascii_case("close"));
-        connection = (!closes).then_some(current);
-    }
+    let call = truth::of(&told, "GET", "/call")?;
+    table.client(case.caller, call, &ended)?;
+    println!("{name}\n{}", table.lines.join("\n"));
+    ensure!(
+        table.differences.is_empty(),
+        "{}\n{}\nspans:{}",
+        table.differences.join("\n"),
+        app.group.log(),
+        brief(&ended.spans)
+    );
     Ok(())
 }
 
@@ -328,214 +239,152 @@ fn attribute(span: &Span, key: &str) -> Option<String> {
     value.and_then(serde_json::Value::as_str).map(str::to_owned)
 }
 
-/// gunicorn with one sync worker.
-fn sync_gunicorn(module: &str) -> Service {
-    Service::gunicorn(module).arguments(&["--worker-class", "sync", "--threads", "1"])
-}
-
-// === WSGI ===
-
-const PARTS: &[(&str, &str, u16)] = &[("GET", "/parts/3", 200)];
-
 #[test]
 fn flask_gthread() -> Result<()> {
-    Case::new("flask", Service::gunicorn("frameworks.flask_app"))
-        .further(PARTS)
-        .check()
+    check("flask_gthread")
 }
 
 #[test]
 fn flask_sync() -> Result<()> {
-    Case::new("flask", sync_gunicorn("frameworks.flask_app"))
-        .further(PARTS)
-        .check()
+    check("flask_sync")
 }
 
 #[test]
 fn django_gthread() -> Result<()> {
-    Case::new("django", Service::gunicorn("frameworks.django_app"))
-        .further(PARTS)
-        .check()
+    check("django_gthread")
 }
 
 #[test]
 fn django_sync() -> Result<()> {
-    Case::new("django", sync_gunicorn("frameworks.django_app"))
-        .further(PARTS)
-        .check()
+    check("django_sync")
 }
 
 #[test]
-fn rest_framework_gthread() -> Result<()> {
-    Case::new("django", Service::gunicorn("frameworks.rest_wsgi")).check()
+fn django_rest_gthread() -> Result<()> {
+    check("django_rest_gthread")
 }
 
 #[test]
-fn rest_framework_sync() -> Result<()> {
-    Case::new("django", sync_gunicorn("frameworks.rest_wsgi")).check()
+fn django_rest_sync() -> Result<()> {
+    check("django_rest_sync")
 }
 
 #[test]
 fn falcon_gthread() -> Result<()> {
-    Case::new("falcon", Service::gunicorn("frameworks.falcon_app")).check()
+    check("falcon_gthread")
 }
 
 #[test]
 fn falcon_sync() -> Result<()> {
-    Case::new("falcon", sync_gunicorn("frameworks.falcon_app")).check()
+    check("falcon_sync")
 }
 
 #[test]
 fn pyramid_gthread() -> Result<()> {
-    let service = Service::gunicorn("frameworks.pyramid_app:application()");
-    Case::new("pyramid", service).further(PARTS).check()
+    check("pyramid_gthread")
 }
 
 #[test]
 fn pyramid_sync() -> Result<()> {
-    let service = sync_gunicorn("frameworks.pyramid_app:application()");
-    Case::new("pyramid", service).further(PARTS).check()
+    check("pyramid_sync")
 }
 
 #[test]
 fn bottle_gthread() -> Result<()> {
-    Case::new("bottle", Service::gunicorn("frameworks.bottle_app")).check()
+    check("bottle_gthread")
 }
 
 #[test]
 fn bottle_sync() -> Result<()> {
-    Case::new("bottle", sync_gunicorn("frameworks.bottle_app")).check()
+    check("bottle_sync")
 }
-
-// === ASGI ===
-
-const FASTAPI: &[(&str, &str, u16)] = &[
-    ("GET", "/warehouse/parts/3", 200),
-    ("GET", "/boom/thread", 500),
-];
-const STARLETTE: &[(&str, &str, u16)] = &[
-    ("GET", "/parts/3", 200),
-    ("GET", "/stores/berlin/items/9", 200),
-];
 
 #[test]
 fn fastapi_asyncio() -> Result<()> {
-    Case::new("fastapi", Service::uvicorn("frameworks.fastapi_app"))
-        .further(FASTAPI)
-        .check()
+    check("fastapi_asyncio")
 }
 
 #[test]
 fn fastapi_uvloop() -> Result<()> {
-    Case::new("fastapi", Service::uvloop("frameworks.fastapi_app"))
-        .further(FASTAPI)
-        .check()
+    check("fastapi_uvloop")
 }
 
 #[test]
 fn starlette_asyncio() -> Result<()> {
-    Case::new("starlette", Service::uvicorn("frameworks.starlette_app"))
-        .further(STARLETTE)
-        .check()
+    check("starlette_asyncio")
 }
 
 #[test]
 fn starlette_uvloop() -> Result<()> {
-    Case::new("starlette", Service::uvloop("frameworks.starlette_app"))
-        .further(STARLETTE)
-        .check()
+    check("starlette_uvloop")
 }
 
 #[test]
-fn starlette_behind_a_base_http_middleware() -> Result<()> {
-    for service in [
-        Service::uvicorn("frameworks.starlette_app"),
-        Service::uvloop("frameworks.starlette_app"),
-    ] {
-        Case::new("starlette", service.env("APP_MIDDLEWARE", "base"))
-            .further(STARLETTE)
-            .check()?;
-    }
-    Ok(())
+fn starlette_middleware_asyncio() -> Result<()> {
+    check("starlette_middleware_asyncio")
+}
+
+#[test]
+fn starlette_middleware_uvloop() -> Result<()> {
+    check("starlette_middleware_uvloop")
 }
 
 #[test]
 fn django_asgi_asyncio() -> Result<()> {
-    Case::new("django", Service::uvicorn("frameworks.django_asgi_app"))
-        .further(PARTS)
-        .check()
+    check("django_asgi_asyncio")
 }
 
 #[test]
 fn django_asgi_uvloop() -> Result<()> {
-    Case::new("django", Service::uvloop("frameworks.django_asgi_app"))
-        .further(PARTS)
-        .check()
+    check("django_asgi_uvloop")
 }
 
 #[test]
 fn litestar_asyncio() -> Result<()> {
-    Case::new("litestar", Service::uvicorn("frameworks.litestar_app")).check()
+    check("litestar_asyncio")
 }
 
 #[test]
 fn litestar_uvloop() -> Result<()> {
-    Case::new("litestar", Service::uvloop("frameworks.litestar_app")).check()
+    check("litestar_uvloop")
 }
 
 #[test]
 fn quart_hypercorn() -> Result<()> {
-    Case::new("quart", Service::hypercorn("frameworks.quart_app"))
-        .further(PARTS)
-        .check()
+    check("quart_hypercorn")
 }
 
 #[test]
 fn quart_uvicorn() -> Result<()> {
-    Case::new("quart", Service::uvicorn("frameworks.quart_app"))
-        .further(PARTS)
-        .check()
+    check("quart_uvicorn")
 }
-
-// === Servers of their own ===
 
 #[test]
 fn aiohttp_own_server() -> Result<()> {
-    let words = [
-        "-m",
-        "aiohttp.web",
-        "--hostname",
-        "{host}",
-        "--port",
-        "{port}",
-        "frameworks.aiohttp_app:application",
-    ];
-    Case::new("aiohttp", Service::command("aiohttp_app", &words))
-        .further(PARTS)
-        .check()
+    check("aiohttp_own_server")
 }
 
 #[test]
 fn tornado_own_server() -> Result<()> {
-    let words = ["-m", "frameworks.tornado_app", "{port}"];
-    Case::new("tornado", Service::command("tornado_app", &words))
-        .hidden_caller()
-        .check()
+    check("tornado_own_server")
 }
 
 #[test]
 fn sanic_own_server() -> Result<()> {
-    let words = [
-        "-m",
-        "sanic",
-        "frameworks.sanic_app:app",
-        "--host",
-        "{host}",
-        "--port",
-        "{port}",
-        "--single-process",
-    ];
-    Case::new("sanic", Service::command("sanic_app", &words))
-        .further(PARTS)
-        .check()
+    check("sanic_own_server")
+}
+
+#[test]
+fn close() -> Result<()> {
+    check("close")
+}
+
+/// A case that no test names would pass unseen.
+#[test]
+fn every_case_has_a_test() {
+    let source = include_str!("frameworks.rs");
+    for case in otel_ebpf_tests::frameworks::cases() {
+        let test = format!("fn {}()", case.name);
+        assert!(source.contains(&test), "there is no {test}");
+    }
 }

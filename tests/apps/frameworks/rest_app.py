@@ -12,6 +12,7 @@ from rest_framework.viewsets import ViewSet
 
 from frameworks import basket
 
+
 class Plain(APIView):
     def get(self, request):
         return Response("plain")
