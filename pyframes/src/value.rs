@@ -1,0 +1,220 @@
+//! What is to be copied of an object that may be gone soon: where a `str`
+//! keeps its text, the number that an `int` is, the parts of an exception.
+//!
+//! Written for the kernel, as `keyed` is: heads are read into the
+//! [`Scratch`], with few reads.
+
+use crate::layout::{ABSENT, Layout};
+use crate::object::flag;
+use crate::recipe::Scratch;
+use crate::{Error, Memory, field};
+
+/// Where a `str` keeps its code points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Text {
+    /// Address of the first.
+    pub data: u64,
+    /// How many there are.
+    pub points: u64,
+    /// Bytes of each: 1, 2 or 4.
+    pub width: u64,
+}
+
+/// The parts of an exception; addresses, 0 for none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exception {
+    /// `args`, a tuple.
+    pub args: u64,
+    /// `__traceback__`.
+    pub traceback: u64,
+    /// `__context__`.
+    pub context: u64,
+    /// `__cause__`.
+    pub cause: u64,
+    /// `__suppress_context__`.
+    pub suppress_context: bool,
+}
+
+/// An entry of a traceback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The next one, towards the place of the raise, or 0.
+    pub next: u64,
+    /// Its `PyFrameObject`.
+    pub frame: u64,
+    /// `tb_lasti`, in bytes.
+    pub lasti: i32,
+    /// `tb_lineno`; not positive if it follows from `lasti`.
+    pub lineno: i32,
+}
+
+/// `tp_flags` of the type at `type_address`.
+#[inline(always)]
+pub fn type_flags<M: Memory>(memory: &M, layout: &Layout, type_address: u64) -> Result<u64, Error> {
+    memory.u64(field(type_address, layout.type_object.tp_flags))
+}
+
+/// The type of the object at `address`.
+#[inline(always)]
+pub fn type_of<M: Memory>(memory: &M, layout: &Layout, address: u64) -> Result<u64, Error> {
+    memory.pointer(field(address, layout.object.ob_type))
+}
+
+/// Whether the type is that of `None`.
+#[inline(always)]
+pub fn is_none_type<M: Memory>(memory: &M, layout: &Layout, type_address: u64) -> bool {
+    match memory.pointer(field(type_address, layout.type_object.tp_name)) {
+        Ok(name) => memory.bytes(name) == Ok(*b"NoneType\0"),
+        Err(_) => false,
+    }
+}
+
+/// Whether the type is that of `float`, exactly.
+#[inline(always)]
+pub fn is_float_type<M: Memory>(memory: &M, layout: &Layout, type_address: u64) -> bool {
+    match memory.pointer(field(type_address, layout.type_object.tp_name)) {
+        Ok(name) => memory.bytes(name) == Ok(*b"float\0"),
+        Err(_) => false,
+    }
+}
+
+/// The text of the object at `address`, which must be a `str`.
+#[inline(always)]
+pub fn text<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+    scratch: &mut Scratch,
+) -> Result<Text, Error> {
+    let at = &layout.unicode;
+    if !memory.words(address, &mut scratch.words, word_count(at.state)) {
+        return Err(Error::Unreadable);
+    }
+    let bits = word(scratch, at.state) as u32 >> (at.kind_shift & 31);
+    let width = u64::from(bits & 7);
+    if width != 1 && width != 2 && width != 4 {
+        return Err(Error::Malformed);
+    }
+    let points = word(scratch, at.length);
+    let data = if bits & COMPACT == 0 {
+        memory.pointer(field(address, at.data))?
+    } else if bits & ASCII == 0 {
+        field(address, at.compact_size)
+    } else {
+        field(address, at.ascii_size)
+    };
+    Ok(Text {
+        data,
+        points,
+        width,
+    })
+}
+
+/// The number that the object at `address`, which must be an `int`, stands
+/// for; one of more than 60 bits is too long.
+#[inline(always)]
+pub fn int<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+    scratch: &mut Scratch,
+) -> Result<i64, Error> {
+    let at = &layout.long;
+    if !memory.words(address, &mut scratch.words, word_count(at.ob_digit)) {
+        return Err(Error::Unreadable);
+    }
+    let count;
+    let negative;
+    if at.lv_tag == ABSENT {
+        let size = word(scratch, layout.object.ob_size).cast_signed();
+        count = size.unsigned_abs();
+        negative = size < 0;
+    } else {
+        let tag = word(scratch, at.lv_tag);
+        count = tag >> 3;
+        negative = tag & 3 == 2;
+    }
+    if count > 2 {
+        return Err(Error::TooLong);
+    }
+    let digits = word(scratch, at.ob_digit);
+    let mut magnitude = 0;
+    if count > 0 {
+        magnitude = digits & DIGIT_MASK;
+    }
+    if count > 1 {
+        magnitude |= (digits >> 32 & DIGIT_MASK) << DIGIT_BITS;
+    }
+    let value = magnitude.cast_signed();
+    Ok(if negative { -value } else { value })
+}
+
+/// The parts of the object at `address`, which must be an exception.
+#[inline(always)]
+pub fn exception<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+    scratch: &mut Scratch,
+) -> Result<Exception, Error> {
+    let at = &layout.exception;
+    if !memory.words(address, &mut scratch.words, word_count(at.suppress_context)) {
+        return Err(Error::Unreadable);
+    }
+    Ok(Exception {
+        args: word(scratch, at.args),
+        traceback: word(scratch, at.traceback),
+        context: word(scratch, at.context),
+        cause: word(scratch, at.cause),
+        suppress_context: word(scratch, at.suppress_context) & 0xff != 0,
+    })
+}
+
+/// The entry of a traceback at `address`.
+#[inline(always)]
+pub fn entry<M: Memory>(memory: &M, layout: &Layout, address: u64) -> Result<Entry, Error> {
+    // The three fields follow each other in every version.
+    let bytes: [u8; 24] = memory.bytes(field(address, layout.traceback.tb_next))?;
+    let [next, frame, place] = zerocopy::transmute!(bytes);
+    let place = u64::from_le(place);
+    Ok(Entry {
+        next: u64::from_le(next),
+        frame: u64::from_le(frame),
+        lasti: place as i32,
+        lineno: (place >> 32) as i32,
+    })
+}
+
+/// Words up to and with the one at `offset`.
+#[inline(always)]
+fn word_count(offset: u32) -> usize {
+    (offset / 8) as usize + 1
+}
+
+/// The aligned 64-bit field at `offset` of what was read.
+#[inline(always)]
+fn word(scratch: &Scratch, offset: u32) -> u64 {
+    u64::from_le(scratch.words[(offset / 8) as usize % HEAD_ROOM])
+}
+
+/// The bit of `tp_flags` that tells that instances are exceptions
+/// (`Py_TPFLAGS_BASE_EXC_SUBCLASS`).
+pub const BASE_EXC_SUBCLASS: u64 = 1 << 30;
+
+/// Whether `flags` are those of a type whose instances are `str`s.
+#[inline(always)]
+pub fn is_text(flags: u64) -> bool {
+    flags & flag::UNICODE_SUBCLASS != 0
+}
+
+/// Bits of a string's state, from `kind` on.
+const COMPACT: u32 = 8;
+const ASCII: u32 = 16;
+
+/// Bits of an `int`'s digit, of which each takes 32 (`PyLong_SHIFT` of every
+/// 64-bit build).
+const DIGIT_BITS: u32 = 30;
+const DIGIT_MASK: u64 = (1 << DIGIT_BITS) - 1;
+
+/// No head is longer, in words; a power of two, for masks.
+const HEAD_ROOM: usize = 16;
