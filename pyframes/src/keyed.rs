@@ -8,6 +8,8 @@
 //! [`Scratch`], as the verifier takes what it reads from there for any number
 //! and so has fewer states to follow.
 
+use core::hint::black_box;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::layout::{ABSENT, Layout};
@@ -15,8 +17,12 @@ use crate::object::flag;
 use crate::recipe::Scratch;
 use crate::{Error, Memory, WORDS, field};
 
-/// Entries of a table that are looked at.
-pub const MAX_ENTRIES: u64 = 64;
+/// Entries of a table that are looked at: one less than a power of two, so
+/// that it is a mask.
+pub const MAX_ENTRIES: u64 = 63;
+
+/// Stands for no entry.
+const NOT_FOUND: u64 = u64::MAX;
 
 /// A table of keys and values.
 #[repr(C)]
@@ -26,18 +32,24 @@ pub(crate) struct Table {
     entries: u64,
     /// How many there are, deleted ones included.
     count: u64,
-    /// Words of an entry: 2 (key, value) or 3 (hash, key, value).
-    stride: u64,
+    /// 1 if an entry is hash, key and value, 0 if key and value only.
+    hashed: u64,
     /// Address of the values of a split table, or 0.
     values: u64,
+    /// Number of the entry that was found, or [`NOT_FOUND`].
+    found: u64,
+    /// Index of its value in the scratch.
+    found_at: u64,
 }
 
 impl Table {
     pub(crate) const NONE: Self = Self {
         entries: 0,
         count: 0,
-        stride: 2,
+        hashed: 0,
         values: 0,
+        found: NOT_FOUND,
+        found_at: 0,
     };
 }
 
@@ -141,11 +153,7 @@ fn open_keys<M: Memory>(
             return Err(Error::TooLong);
         }
         index_bytes = 1 << log2_bytes;
-        scratch.table.stride = if byte(scratch, at.dk_kind) == DICT_KEYS_GENERAL {
-            3
-        } else {
-            2
-        };
+        scratch.table.hashed = u64::from(byte(scratch, at.dk_kind) == DICT_KEYS_GENERAL);
     } else {
         let size = word(scratch, at.dk_size);
         if size > 1 << MAX_LOG2_INDEX_BYTES {
@@ -160,7 +168,7 @@ fn open_keys<M: Memory>(
             4
         };
         index_bytes = size * width;
-        scratch.table.stride = 3;
+        scratch.table.hashed = 1;
     }
     scratch.table.count = word(scratch, at.dk_nentries);
     scratch.table.entries = field(keys, at.dk_indices).wrapping_add(index_bytes);
@@ -168,44 +176,52 @@ fn open_keys<M: Memory>(
 }
 
 /// The value of the open table whose key is the object at `key`.
+///
+/// What was found on the way is forgotten twice ([`black_box`]) and read from
+/// the scratch again: before the entries are compared and after. Otherwise
+/// the verifier would compare them once for every form that a table may have,
+/// and follow what comes after once for every entry.
 #[inline(always)]
 pub(crate) fn find<M: Memory>(memory: &M, key: u64, scratch: &mut Scratch) -> Result<u64, Error> {
-    let Table {
-        entries,
-        count,
-        stride,
-        values,
-    } = scratch.table;
-    let count = if count > MAX_ENTRIES {
-        MAX_ENTRIES
-    } else {
-        count
-    };
-    let stride = if stride == 2 { 2 } else { 3 };
+    if scratch.table.count > MAX_ENTRIES {
+        scratch.table.count = MAX_ENTRIES;
+    }
+    let scratch = black_box(scratch);
+    let count = scratch.table.count & MAX_ENTRIES;
+    let hashed = scratch.table.hashed & 1;
+    let stride = 2 + hashed;
+    let entries = scratch.table.entries;
     if !memory.words(entries, &mut scratch.words, (count * stride) as usize) {
         return Err(Error::Unreadable);
     }
     // The hash comes before the key.
-    let mut at = stride as usize - 2;
+    let mut at = hashed as usize;
+    scratch.table.found = NOT_FOUND;
     for index in 0..MAX_ENTRIES {
         if index >= count {
             break;
         }
         if scratch.words[at % WORDS] == key {
-            let value = if values == 0 {
-                scratch.words[(at + 1) % WORDS]
-            } else {
-                memory.u64(values.wrapping_add(index * 8))?
-            };
-            return if value == 0 {
-                Err(Error::Null)
-            } else {
-                Ok(value)
-            };
+            scratch.table.found = index;
+            scratch.table.found_at = at as u64 + 1;
+            break;
         }
         at += stride as usize;
     }
-    Err(Error::Null)
+    let scratch = black_box(scratch);
+    if scratch.table.found == NOT_FOUND {
+        return Err(Error::Null);
+    }
+    let value = if scratch.table.values == 0 {
+        scratch.words[scratch.table.found_at as usize % WORDS]
+    } else {
+        let offset = scratch.table.found * 8;
+        memory.u64(scratch.table.values.wrapping_add(offset))?
+    };
+    if value == 0 {
+        return Err(Error::Null);
+    }
+    Ok(value)
 }
 
 /// The address `offset` bytes before `base`.

@@ -69,6 +69,15 @@ pub fn is_none_type<M: Memory>(memory: &M, layout: &Layout, type_address: u64) -
     }
 }
 
+/// Whether the type is that of `float`, exactly.
+#[inline(always)]
+pub fn is_float_type<M: Memory>(memory: &M, layout: &Layout, type_address: u64) -> bool {
+    match memory.pointer(field(type_address, layout.type_object.tp_name)) {
+        Ok(name) => memory.bytes(name) == Ok(*b"float\0"),
+        Err(_) => false,
+    }
+}
+
 /// The text of the object at `address`, which must be a `str`.
 #[inline(always)]
 pub fn text<M: Memory>(
