@@ -151,6 +151,8 @@ impl Recorder {
             Event::Open(open) => self.entry(tag::RECORD, &[open.as_bytes()]),
             Event::Close(close) => self.entry(tag::RECORD, &[close.as_bytes()]),
             Event::Process(process) => self.entry(tag::RECORD, &[process.as_bytes()]),
+            // What it told is recorded as an insight.
+            Event::Stack(_) => {}
         }
     }
 

@@ -46,6 +46,8 @@ impl Tracer {
                     .close(close.conn, Some(close.at), &mut self.progress);
             }
             Event::Process(process) => return Some(process),
+            // Only the process's memory explains it: `run` has it resolved.
+            Event::Stack(_) => {}
         }
         None
     }
