@@ -604,7 +604,14 @@ fn place(hook: Hook, path: &std::path::Path, offset: u64) -> Placement {
         .unwrap_or(0);
     let code = code.get(..read).unwrap_or_default();
     match hook {
-        Hook::TransportWrite | Hook::VariableReset | Hook::Raised => placement::entry(code),
+        Hook::TransportWrite | Hook::ContextExplicit | Hook::VariableReset | Hook::Raised => {
+            placement::entry(code)
+        }
+        // Chosen by instruction already.
+        Hook::ContextCopiedIn(_) | Hook::ContextCreatedIn(_) => Placement {
+            offset: 0,
+            single_stepped: false,
+        },
         Hook::ContextReturned | Hook::ContextCreated => placement::return_probe(code),
     }
 }

@@ -253,6 +253,9 @@ pub(crate) mod thread_flag {
     pub(crate) const WAITED: u32 = 8;
     /// A context took `read` over, and there was no wait or read since.
     pub(crate) const TAKEN: u32 = 16;
+    /// It is inside a function that copies a context it was given, not the
+    /// current one.
+    pub(crate) const EXPLICIT: u32 = 32;
 }
 
 /// Key of [`CONTEXTS`].

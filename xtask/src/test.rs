@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::python::{Venv, apps, interpreters};
-use crate::say;
 use crate::service::ensure_privileges;
 use crate::toolchain::{Toolchain, agent, ensure_programs, is_root};
+use crate::{parity, say};
 
 /// Minor versions of CPython 3 whose memory the tests read, each from pyenv.
 const MINORS: RangeInclusive<u32> = 8..=13;
@@ -38,6 +38,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ensure_programs(&[("python3", "python3")], "read the memory of one")?;
     let missing = missing_pythons();
     let (python, pythons) = stages.time("python", environments)?;
+    let (frameworks, parity) = stages.time("frameworks", || {
+        let frameworks = Venv::ensure("frameworks", "requirements-frameworks.txt")?;
+        let (name, requirements) = parity::REQUIREMENTS;
+        anyhow::Ok((frameworks, Venv::ensure(name, requirements)?))
+    })?;
     let agent = stages.time("release agent", agent)?;
 
     let mut counts = Counts::default();
@@ -67,14 +72,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .env("OTEL_EBPF_APPS", apps())
         .env("OTEL_EBPF_PYTHON", &python)
         .env("OTEL_EBPF_PYTHONS", &pythons)
+        .env("OTEL_EBPF_FRAMEWORKS_PYTHON", frameworks.python())
+        .env("OTEL_EBPF_PARITY_PYTHON", parity.python())
         .env("OTEL_EBPF_UVLOOP_PYTHON", &python);
     if !missing.is_empty() {
         live.env("OTEL_EBPF_ALLOW_MISSING_PYTHONS", "1");
     }
-    if !is_root() {
-        live.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
-        live.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
-    }
+    as_root(&mut live);
     for (name, mut command) in [("unit tests", unit), ("live tests", live)] {
         let (counted, success) = stages.time(name, || count(&mut command, std::io::stdout()))?;
         counts.passed += counted.passed;
@@ -96,6 +100,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         bail!("no test ran");
     }
     Ok(())
+}
+
+/// Lets cargo run the tests as root.
+pub(crate) fn as_root(command: &mut Command) {
+    if !is_root() {
+        command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
+        command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
+    }
 }
 
 /// The interpreter of most live tests, and `MINOR=PATH` of all, `:` between.

@@ -8,6 +8,9 @@ use abi::map::target_flag;
 use super::{Discovery, open, tell};
 use crate::probes::{Hook, Probes};
 use crate::remote::Process;
+use crate::target::births::Birth;
+use crate::target::elf::MappedElf;
+use crate::target::interpreter::Interpreter;
 use crate::target::uvloop;
 
 /// Requests that a process serves without ever making a call of its own
@@ -67,7 +70,11 @@ impl Discovery {
                     let answers = tracee.target.flags & target_flag::STACK_AT_RESPONSE != 0;
                     tracee.writes_probed &= answers;
                     probes.unhook_only(pid, |hook| match hook {
-                        Hook::ContextReturned | Hook::ContextCreated => true,
+                        Hook::ContextReturned
+                        | Hook::ContextCreated
+                        | Hook::ContextCopiedIn(_)
+                        | Hook::ContextCreatedIn(_)
+                        | Hook::ContextExplicit => true,
                         // What uvloop sends is the answer's stack no more.
                         Hook::TransportWrite => !answers,
                         Hook::VariableReset | Hook::Raised => false,
@@ -88,11 +95,12 @@ impl Discovery {
         }
     }
 
-    /// Attaches the probes that follow contexts.
+    /// Attaches the probes that follow contexts: inside the functions that
+    /// make them if their code allows it, and else on their return.
     ///
-    /// Never in a process with greenlets: they copy slices of the stack, and
-    /// a return probe that is switched away from would return into another
-    /// greenlet's frames.
+    /// Return probes are never set in a process with greenlets: those copy
+    /// slices of the stack, and a return probe that is switched away from
+    /// would return into another greenlet's frames.
     pub(super) fn hook_contexts(&mut self, pid: u32, process: &Process, probes: &mut Probes) {
         let Some(interpreter) = self
             .tracees
@@ -101,10 +109,58 @@ impl Discovery {
         else {
             return;
         };
-        if interpreter.has_module(process, "greenlet").unwrap_or(true) {
-            tracing::info!(pid, "greenlets in use: context lineage is not followed");
-            return;
+        let complete = match interpreter.context_births(process) {
+            Ok(Some(births)) => self.hook_births(pid, &interpreter.image, &births, probes),
+            Ok(None) if greenlets(&interpreter, process) => {
+                tracing::info!(pid, "greenlets in use: context lineage is not followed");
+                return;
+            }
+            Ok(None) => self.hook_returns(pid, &interpreter, process, probes),
+            Err(error) => {
+                self.stats.hooks_failed.one();
+                tracing::warn!(pid, %error, "cannot find the functions that make contexts");
+                false
+            }
+        };
+        if complete && let Some(tracee) = self.tracees.get_mut(&pid) {
+            tracee.target.flags |= target_flag::LINEAGE;
+            // What was noted before every probe was in place may be stale.
+            tracee.target.epoch = tracee.target.epoch.wrapping_add(1);
+            tracee.lineage = Lineage::Trial {
+                served: 0,
+                since: Instant::now(),
+            };
         }
+    }
+
+    /// Attaches plain probes inside the makers; whether all went well.
+    fn hook_births(
+        &mut self,
+        pid: u32,
+        image: &MappedElf,
+        births: &[(Birth, u64)],
+        probes: &mut Probes,
+    ) -> bool {
+        let mut complete = true;
+        for (birth, offset) in births {
+            let hook = match *birth {
+                Birth::CopiedIn(holder) => Hook::ContextCopiedIn(holder),
+                Birth::CreatedIn(holder) => Hook::ContextCreatedIn(holder),
+                Birth::Explicit => Hook::ContextExplicit,
+            };
+            complete &= self.stats.hook(pid, probes, hook, &image.path, *offset);
+        }
+        complete
+    }
+
+    /// Attaches return probes to the makers; whether all went well.
+    fn hook_returns(
+        &mut self,
+        pid: u32,
+        interpreter: &Interpreter,
+        process: &Process,
+        probes: &mut Probes,
+    ) -> bool {
         let image = &interpreter.image;
         let mut complete = true;
         for (name, hook) in [
@@ -138,15 +194,7 @@ impl Discovery {
                 complete = false;
             }
         }
-        if complete && let Some(tracee) = self.tracees.get_mut(&pid) {
-            tracee.target.flags |= target_flag::LINEAGE;
-            // What was noted before every probe was in place may be stale.
-            tracee.target.epoch = tracee.target.epoch.wrapping_add(1);
-            tracee.lineage = Lineage::Trial {
-                served: 0,
-                since: Instant::now(),
-            };
-        }
+        complete
     }
 
     /// Attaches the probes that depend on loaded modules.
@@ -185,4 +233,9 @@ impl Discovery {
             tell(pid, &tracee.target, probes);
         }
     }
+}
+
+/// Whether the process uses greenlets, or may.
+fn greenlets(interpreter: &Interpreter, process: &Process) -> bool {
+    interpreter.has_module(process, "greenlet").unwrap_or(true)
 }
