@@ -158,6 +158,11 @@ impl Interpreter {
 
     /// What the kernel side must know about the process.
     pub fn target(&self) -> Target {
+        let series = Series {
+            minor: self.version.minor,
+            free_threaded: self.version.free_threaded,
+        };
+        let index = layout::LAYOUTS.iter().position(|(known, _)| *known == series);
         let indirect = if self.tss.indirect.is_some() {
             target_flag::TSS_INDIRECT
         } else {
@@ -172,6 +177,7 @@ impl Interpreter {
             tss_indirect: self.tss.indirect.unwrap_or_default(),
             uv_handle: uvloop::handle_offset(&self.layout),
             uv_fd: uvloop::STREAM_FD,
+            layout: index.map_or(u32::MAX, |index| index as u32),
             ..Target::default()
         }
     }
