@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::python::{Venv, apps, interpreters};
-use crate::say;
 use crate::service::ensure_privileges;
 use crate::toolchain::{Toolchain, agent, ensure_programs, is_root};
+use crate::{roots, say};
 
 /// Minor versions of CPython 3 whose memory the tests read, each from pyenv.
 const MINORS: RangeInclusive<u32> = 8..=13;
@@ -36,7 +36,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ensure_privileges().context("the live tests load BPF programs")?;
     let toolchain = stages.time("toolchain", Toolchain::ensure)?;
     ensure_programs(&[("python3", "python3")], "read the memory of one")?;
-    let missing = missing_pythons();
+    let mut missing = missing_pythons();
+    missing.extend(stages.time("interpreters", || Ok(roots::ensure()))?);
+    let tools = Venv::ensure("tools", "requirements-tools.txt")?;
     let (python, pythons) = stages.time("python", environments)?;
     let agent = stages.time("release agent", agent)?;
 
@@ -67,7 +69,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .env("OTEL_EBPF_APPS", apps())
         .env("OTEL_EBPF_PYTHON", &python)
         .env("OTEL_EBPF_PYTHONS", &pythons)
-        .env("OTEL_EBPF_UVLOOP_PYTHON", &python);
+        .env("OTEL_EBPF_UVLOOP_PYTHON", &python)
+        .env("OTEL_EBPF_ROOTS", roots::directory())
+        .env("OTEL_EBPF_PY_SPY", tools.program("py-spy"));
     if !missing.is_empty() {
         live.env("OTEL_EBPF_ALLOW_MISSING_PYTHONS", "1");
     }
