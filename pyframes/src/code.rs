@@ -95,6 +95,9 @@ pub struct Variable {
 /// Whether the object at `address` is a code object.
 pub fn is_code<M: Memory>(memory: &M, layout: &Layout, address: u64) -> Result<bool, Error> {
     let type_address = object::type_of(memory, layout, address)?;
+    if !object::is_static(memory, layout, type_address)? {
+        return Ok(false);
+    }
     let name = memory.pointer(field(type_address, layout.type_object.tp_name))?;
     c_string_equals(memory, name, "code")
 }

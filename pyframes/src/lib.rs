@@ -19,7 +19,9 @@ pub mod attribute;
 pub mod code;
 pub mod debug_offsets;
 pub mod dict;
+pub mod exception;
 pub mod frame;
+pub mod generator;
 pub mod interpreter;
 pub mod layout;
 pub mod line;
@@ -27,6 +29,7 @@ pub mod object;
 pub mod recipe;
 pub mod sequence;
 pub mod text;
+pub mod value;
 
 #[cfg(test)]
 mod fake;
