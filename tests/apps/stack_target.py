@@ -21,6 +21,7 @@ import os
 import re
 import sys
 import threading
+import types
 
 READY, TELL_READY = os.pipe()
 GATE, OPEN_GATE = os.pipe()
@@ -486,6 +487,20 @@ def arguments_of_all_kinds(positional, default=2, *rest, only, other=4, **keywor
     return park()
 
 
+def too_large():
+    numbers = list(range(10000))
+    table = {number: "value" for number in range(10000)}
+    text = "x" * 100000
+    data = b"y" * 100000
+    deep = []
+    for _ in range(500):
+        deep = [deep]
+    circle = []
+    circle.append(circle)
+    huge = 10**4000
+    return park()
+
+
 def unbound():
     bound = 1
     deleted = 2
@@ -539,6 +554,7 @@ SITUATIONS = [
     containers,
     instances,
     functools.partial(arguments_of_all_kinds, 1, only=3, extra="e"),
+    too_large,
     unbound,
 ]
 
@@ -549,8 +565,44 @@ SITUATIONS = [
 OPTIMIZED = 1
 
 
-def address_free(text):
-    return re.sub(r" at 0x[0-9a-f]+", " at 0x", text)
+def look(value):
+    """What a value is shown as: `repr`, but without addresses, and without
+    asking classes that have a `__repr__` of their own."""
+    for kind in (int, float, str, bytes):
+        if isinstance(value, kind):
+            return (type(value) if kind is int and type(value) is bool else kind).__repr__(value)
+    if isinstance(value, list):
+        return "[%s]" % ", ".join(map(look, value))
+    if isinstance(value, tuple):
+        return "(%s)" % (look(value[0]) + "," if len(value) == 1 else ", ".join(map(look, value)))
+    if isinstance(value, dict):
+        return "{%s}" % ", ".join("%s: %s" % (look(k), look(v)) for k, v in dict.items(value))
+    if isinstance(value, types.ModuleType):
+        return "<module %r>" % value.__name__
+    if isinstance(value, types.MethodType):
+        return "<bound method %s of %s>" % (value.__func__.__qualname__, look(value.__self__))
+    if isinstance(value, types.CellType):
+        return "<cell: %s>" % look(value.cell_contents)
+    if isinstance(value, AS_PYTHON_DOES):
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    name, module = type(value).__qualname__, type(value).__module__
+    return "<%s object>" % (name if module == "builtins" else module + "." + name)
+
+
+AS_PYTHON_DOES = (
+    type,
+    type(None),
+    type(...),
+    type(NotImplemented),
+    set,
+    frozenset,
+    BaseException,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.GeneratorType,
+    types.CoroutineType,
+    types.AsyncGeneratorType,
+)
 
 
 def frames_from(frame):
@@ -558,15 +610,15 @@ def frames_from(frame):
     while frame is not None:
         code = frame.f_code
         variables = dict(frame.f_locals) if code.co_flags & OPTIMIZED else {}
+        if code.co_name == "too_large":
+            variables = dict.fromkeys(variables)
         told.append(
             {
                 "name": code.co_name,
                 "qualname": getattr(code, "co_qualname", None),
                 "file": code.co_filename,
                 "line": frame.f_lineno,
-                "locals": {
-                    name: address_free(repr(value)) for name, value in variables.items()
-                },
+                "locals": {name: look(value) for name, value in variables.items()},
             }
         )
         frame = frame.f_back
@@ -693,8 +745,9 @@ def main():
             start(busy_root, "busy-%d" % number)
         say(EDGES)
     else:
-        situations = SITUATIONS if mode == "parked" else [in_an_interpreter] * 2
-        for situation in situations:
+        if mode == "interpreters":
+            SITUATIONS[:] = [in_an_interpreter] * 2
+        for situation in SITUATIONS:
             start(situation, getattr(situation, "__name__", "partial"))
             os.read(READY, 1)
         say("parked")

@@ -8,5 +8,6 @@ pub mod client;
 pub mod load;
 pub mod process;
 pub mod program;
+pub mod python;
 pub mod receiver;
 pub mod trace;

@@ -8,6 +8,7 @@ use pyframes::code::{self, Kind, Variable};
 use pyframes::frame::{self, Walker};
 use pyframes::interpreter as state;
 use pyframes::layout::ABSENT;
+use pyframes::value::{self, Limits};
 use pyframes::{Code, Error, Memory, attribute, line, object, text};
 
 use super::threads::{KernelThreads, Progress};
@@ -221,29 +222,32 @@ impl Reader {
             if attempt >= HASTY_ATTEMPTS {
                 sleep(PAUSE);
             }
-            let before = progress();
-            let read = self.walk(listed).and_then(|walk| {
-                let frames = self.describe(&walk, with_locals)?;
-                Ok((self.walk(listed)? == walk, walk, frames))
-            });
-            let stood = match (before, progress()) {
-                (Some(before), Some(after)) => before.stood_until(after),
-                _ => false,
-            };
-            match read {
-                Ok((true, walk, frames)) => {
-                    if seen.again(walk) >= AGREEING || stood {
-                        return Stack::Whole(frames);
-                    }
-                }
-                Ok((false, walk, _)) => _ = seen.again(walk),
-                // A thread that stood still would not come out better.
-                Err(error) if stood => return Stack::Unreadable(error),
+            let before = progress().filter(|progress| progress.state == State::Idle);
+            let walk = match self.walk(listed) {
+                Ok(walk) => walk,
                 Err(error) => {
                     failure = error;
                     seen.broken();
+                    continue;
                 }
+            };
+            let agreeing = seen.again(&walk);
+            if before.is_none() && agreeing < AGREEING {
+                continue;
             }
+            let frames = self.describe(&walk, with_locals);
+            let stood = match (before, progress()) {
+                (Some(before), Some(after)) => before.stood_until(after),
+                _ => agreeing >= AGREEING,
+            };
+            if !stood || self.walk(listed) != Ok(walk) {
+                continue;
+            }
+            return match frames {
+                Ok(frames) => Stack::Whole(frames),
+                // It would not come out better another time.
+                Err(error) => Stack::Unreadable(error),
+            };
         }
         match seen.common {
             None => Stack::Unreadable(failure),
@@ -367,8 +371,13 @@ impl Reader {
         Ok(name)
     }
 
-    fn value(&self, _address: u64) -> String {
-        String::new()
+    fn value(&self, address: u64) -> String {
+        let (process, layout) = (&self.process, &self.interpreter.layout);
+        let mut text = String::new();
+        match value::write_repr(process, layout, address, &Limits::default(), &mut text) {
+            // A `String` takes everything.
+            Ok(()) | Err(std::fmt::Error) => text,
+        }
     }
 
     fn text(&self, address: u64) -> Result<String, Error> {
@@ -412,9 +421,9 @@ struct Seen {
 
 impl Seen {
     /// Takes a reading; returns how many in a row are like it.
-    fn again(&mut self, walk: Vec<frame::Frame>) -> u32 {
+    fn again(&mut self, walk: &[frame::Frame]) -> u32 {
         match &mut self.common {
-            None => self.common = Some(walk.clone()),
+            None => self.common = Some(walk.to_vec()),
             Some(common) => {
                 let pairs = common.iter().rev().zip(walk.iter().rev());
                 let n_equal = pairs.clone().take_while(|(a, b)| a == b).count();
@@ -428,11 +437,11 @@ impl Seen {
                 common.drain(..common.len() - n_common);
             }
         }
-        if self.last.as_ref() == Some(&walk) {
+        if self.last.as_deref() == Some(walk) {
             self.agreeing += 1;
         } else {
             self.agreeing = 1;
-            self.last = Some(walk);
+            self.last = Some(walk.to_vec());
         }
         self.agreeing
     }
@@ -485,12 +494,12 @@ mod tests {
     fn like_readings_are_counted_in_a_row() {
         let mut seen = Seen::default();
         let (one, other) = (walk(&[(2, 0), (1, 0)]), walk(&[(3, 0), (1, 0)]));
-        assert_eq!(seen.again(one.clone()), 1);
-        assert_eq!(seen.again(one.clone()), 2);
-        assert_eq!(seen.again(other), 1);
-        assert_eq!(seen.again(one.clone()), 1);
+        assert_eq!(seen.again(&one), 1);
+        assert_eq!(seen.again(&one), 2);
+        assert_eq!(seen.again(&other), 1);
+        assert_eq!(seen.again(&one), 1);
         seen.broken();
-        assert_eq!(seen.again(one), 1);
+        assert_eq!(seen.again(&one), 1);
     }
 
     #[test]
@@ -498,7 +507,7 @@ mod tests {
         let check = |walks: &[&[(u64, u64)]], expected: &[u64], moving: bool| {
             let mut seen = Seen::default();
             for frames in walks {
-                seen.again(walk(frames));
+                seen.again(&walk(frames));
             }
             let common = seen.common.expect("was read");
             let codes: Vec<_> = common.iter().map(|frame| frame.code).collect();
