@@ -344,14 +344,11 @@ fn py_spy_says_the_same() -> Result<()> {
     Ok(())
 }
 
-/// py-spy shows the qualified name from the innermost function on.
-fn py_spys_name(frame: &Value) -> Value {
-    match frame["qualname"].as_str() {
-        Some(qualname) => qualname
-            .rsplit_once("<locals>.")
-            .map_or(qualname, |(_, name)| name)
-            .into(),
-        None => frame["name"].clone(),
+/// py-spy shows the qualified name where there is one.
+fn py_spys_name(frame: &Value) -> &Value {
+    match &frame["qualname"] {
+        Value::Null => &frame["name"],
+        qualname => qualname,
     }
 }
 
@@ -490,7 +487,7 @@ fn names_and_values_cannot_drive_the_terminal() -> Result<()> {
             .find(|it| *it != '\n' && (it.is_control() || *it == '\u{202e}'));
         assert_eq!(hidden, None, "{text}");
         assert!(
-            text.contains("/f\\x07e\\x1b[2Jvil\\x9b\\x0a\\u202e:3)"),
+            text.contains("/f\\x07e\\x1b[2Jvil\\x9b\\x0a\\u202e:4)"),
             "{text}"
         );
         assert!(
