@@ -19,7 +19,7 @@ pub(super) struct Moments {
     /// `PyContextVar_Reset`.
     reset: bool,
     /// `PyTraceBack_Here`.
-    raised: bool,
+    pub(super) raised: bool,
 }
 
 /// The target's flags that say where stacks are walked.
@@ -35,6 +35,9 @@ impl Discovery {
         changes: &mut Changes,
         urgent: bool,
     ) {
+        if !self.frames {
+            return;
+        }
         let now = Instant::now();
         let Some(tracee) = self.tracees.get_mut(&pid) else {
             return;
