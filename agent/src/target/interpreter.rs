@@ -162,7 +162,9 @@ impl Interpreter {
             minor: self.version.minor,
             free_threaded: self.version.free_threaded,
         };
-        let index = layout::LAYOUTS.iter().position(|(known, _)| *known == series);
+        let index = layout::LAYOUTS
+            .iter()
+            .position(|(known, _)| *known == series);
         let indirect = if self.tss.indirect.is_some() {
             target_flag::TSS_INDIRECT
         } else {
