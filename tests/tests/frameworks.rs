@@ -374,11 +374,6 @@ fn sanic_own_server() -> Result<()> {
     check("sanic_own_server")
 }
 
-#[test]
-fn close() -> Result<()> {
-    check("close")
-}
-
 /// A case that no test names would pass unseen.
 #[test]
 fn every_case_has_a_test() {
