@@ -214,7 +214,7 @@ pub(crate) struct Raised {
 }
 
 /// Frames whose code has recipes that a walk notes.
-pub(crate) const MAX_HITS: usize = 8;
+pub(crate) const MAX_HITS: usize = 16;
 /// Bytes of a record behind its beginning, at most, and less than a power of
 /// two: 64 frames and 6 KiB of values.
 pub(crate) const BODY_BYTES: usize = 8192;

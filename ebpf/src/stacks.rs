@@ -32,7 +32,7 @@ const FRAMES_PER_RUN: u32 = 40;
 /// Values and exceptions of a record. Each is a tail call, as are the runs
 /// over frames before and the elements of a transfer after them; the kernel
 /// allows 32 in all.
-const MAX_VALUES: u32 = 10;
+const MAX_VALUES: u32 = 20;
 
 /// A kind of program that walks.
 pub(crate) trait Chain: EbpfContext {

@@ -129,7 +129,7 @@ pub fn qualified_type_name<'b, M: Memory>(
     buffer: &'b mut [u8],
 ) -> Result<Text<'b>, Error> {
     object::check_instance(memory, layout, address, flag::TYPE_SUBCLASS)?;
-    if !has_flag(memory, layout, address, HEAPTYPE)? {
+    if !has_flag(memory, layout, address, flag::HEAPTYPE)? {
         return object::type_name(memory, layout, address, buffer);
     }
     let mut name = text::Cut::new(buffer);
@@ -148,6 +148,22 @@ pub fn qualified_type_name<'b, M: Memory>(
     let mut name = name.finish()?;
     name.truncated |= cut;
     Ok(name)
+}
+
+/// `__qualname__` of the function at `address`, a `str`, or `None` if the
+/// object is no function.
+pub fn function_qualname<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+) -> Result<Option<u64>, Error> {
+    let class = object::type_of(memory, layout, address)?;
+    let name = memory.pointer(field(class, layout.type_object.tp_name))?;
+    if !text::c_string_equals(memory, name, "function")? {
+        return Ok(None);
+    }
+    let qualname = field(address, layout.function.func_qualname);
+    memory.pointer(qualname).map(Some)
 }
 
 /// The form that 3.11 introduced, by version: see
@@ -260,8 +276,6 @@ fn non_null(address: u64) -> Result<Option<u64>, Error> {
 const INLINE_VALUES: u64 = 1 << 2;
 /// `Py_TPFLAGS_MANAGED_DICT`, since 3.11.
 const MANAGED_DICT: u64 = 1 << 4;
-/// `Py_TPFLAGS_HEAPTYPE`.
-const HEAPTYPE: u64 = 1 << 9;
 
 /// Bytes from the end of a `PyMemberDescrObject`'s header to `d_member`: past
 /// `d_type`, `d_name` and `d_qualname`.

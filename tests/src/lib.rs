@@ -7,6 +7,7 @@ pub mod app;
 pub mod client;
 pub mod frameworks;
 pub mod load;
+pub mod memory;
 pub mod parity;
 pub mod process;
 pub mod program;

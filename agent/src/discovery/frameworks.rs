@@ -19,7 +19,7 @@ pub(super) struct Moments {
     /// `PyContextVar_Reset`.
     reset: bool,
     /// `PyTraceBack_Here`.
-    raised: bool,
+    pub(super) raised: bool,
 }
 
 /// The target's flags that say where stacks are walked.

@@ -54,7 +54,10 @@ impl Discovery {
         };
         match &mut tracee.lineage {
             Lineage::Never | Lineage::Needed => {}
-            Lineage::Trial { .. } if traffic.called > 0 => tracee.lineage = Lineage::Needed,
+            Lineage::Trial { .. } if traffic.called > 0 || tracee.moments.raised => {
+                // Whose an exception is follows from its context too.
+                tracee.lineage = Lineage::Needed;
+            }
             Lineage::Trial { served, since } => {
                 *served += traffic.served;
                 if *served >= QUIET_REQUESTS && now.duration_since(*since) >= QUIET_TIME {

@@ -7,7 +7,6 @@
 use std::collections::{HashMap, HashSet};
 
 use abi::map::{MAX_RECIPES, RAISED, Recipe, Recipes, recipes_flag};
-use abi::record::moment;
 use pyframes::code::{self, Code};
 use pyframes::recipe::{MAX_STEPS, Step, op};
 use pyframes::{Error, Memory};
@@ -429,9 +428,4 @@ pub(super) fn moments(compiled: &Compiled) -> u32 {
 /// Whether a set of moments holds one.
 pub(super) fn holds(moments: u32, moment: u8) -> bool {
     moments & (1 << moment) != 0
-}
-
-/// Whether answers are worth a walk.
-pub(super) fn answers(moments: u32) -> bool {
-    holds(moments, moment::RESPONSE)
 }

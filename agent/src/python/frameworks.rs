@@ -17,6 +17,9 @@ pub(super) enum Role {
     Route,
     /// The pattern that matched, as a whole.
     WholeRoute,
+    /// The pattern that matched, as a whole but for the slash that it begins
+    /// with.
+    SlashlessRoute,
     /// The pattern of a mounted application; outer ones come before inner
     /// ones.
     Prefix,
@@ -121,6 +124,9 @@ pub(super) struct Framework {
     /// Module and variable of the `ContextVar` that it resets when it lets go
     /// of a request.
     pub(super) context_variable: Option<(&'static str, &'static str)>,
+    /// Exceptions that are no failures, by module and qualified name; those
+    /// that derive from them neither.
+    pub(super) handled: &'static [&'static str],
     /// Its rows.
     pub(super) rows: &'static [Row],
 }
@@ -144,6 +150,7 @@ impl Want {
         u32::from(match self.role {
             Role::Route
             | Role::WholeRoute
+            | Role::SlashlessRoute
             | Role::Prefix
             | Role::MountedAt
             | Role::MountedOutside
@@ -251,6 +258,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         routes: true,
         names: &["flask.ctx", "flask.wrappers", "werkzeug.routing.rules"],
         context_variable: Some(("flask.globals", "_cv_request")),
+        handled: &[],
         rows: &[last(
             "flask.app",
             "Flask.wsgi_app",
@@ -291,6 +299,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         routes: true,
         names: &["starlette.routing", "fastapi.applications"],
         context_variable: None,
+        handled: &[],
         rows: &[
             row(
                 "fastapi.routing",
@@ -322,6 +331,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         routes: true,
         names: &["starlette.applications", "starlette.requests"],
         context_variable: None,
+        handled: &[],
         rows: &[
             row(
                 "starlette.routing",
@@ -369,4 +379,440 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
             ),
         ],
     },
+    // Django 3.2 to 6.1. Under WSGI only the response is left when the server
+    // writes; what closes it leads to the request.
+    Framework {
+        name: "django",
+        module: "django.core.handlers.base",
+        routes: true,
+        names: &[
+            "django.core.handlers.wsgi",
+            "django.core.handlers.asgi",
+            "django.http.response",
+            "django.urls.resolvers",
+        ],
+        context_variable: None,
+        handled: &[
+            "django.http.response.Http404",
+            "django.core.exceptions.PermissionDenied",
+            "django.core.exceptions.BadRequest",
+            "django.core.exceptions.SuspiciousOperation",
+            "django.http.multipartparser.MultiPartParserError",
+        ],
+        rows: &[
+            Row {
+                place: Place::WsgiServers,
+                last: true,
+                values: &[
+                    answering(
+                        Role::WholeRoute,
+                        Start::Iterable,
+                        &[
+                            Attribute("_resource_closers"),
+                            Go::Index(0),
+                            Go::MethodSelf,
+                            Attribute("resolver_match"),
+                            Attribute("route"),
+                        ],
+                    ),
+                    answering(
+                        Role::Handler,
+                        Start::Iterable,
+                        &[
+                            Attribute("_resource_closers"),
+                            Go::Index(0),
+                            Go::MethodSelf,
+                            Attribute("resolver_match"),
+                            Attribute("func"),
+                        ],
+                    ),
+                    answering(
+                        Role::Method,
+                        Start::Iterable,
+                        &[
+                            Attribute("_resource_closers"),
+                            Go::Index(0),
+                            Go::MethodSelf,
+                            Attribute("method"),
+                        ],
+                    ),
+                    // Behind what a streamed response closes itself.
+                    answering(
+                        Role::WholeRoute,
+                        Start::Iterable,
+                        &[
+                            Attribute("_resource_closers"),
+                            Go::Index(1),
+                            Go::MethodSelf,
+                            Attribute("resolver_match"),
+                            Attribute("route"),
+                        ],
+                    ),
+                    answering(
+                        Role::Handler,
+                        Start::Iterable,
+                        &[
+                            Attribute("_resource_closers"),
+                            Go::Index(1),
+                            Go::MethodSelf,
+                            Attribute("resolver_match"),
+                            Attribute("func"),
+                        ],
+                    ),
+                ],
+            },
+            row(
+                "django.core.handlers.asgi",
+                "ASGIHandler.handle",
+                DJANGO_REQUEST,
+            ),
+            row(
+                "django.core.handlers.asgi",
+                "ASGIHandler.handle.<locals>.process_request",
+                DJANGO_REQUEST,
+            ),
+            row(
+                "django.core.handlers.exception",
+                "convert_exception_to_response.<locals>.inner",
+                &[raised(Role::Exception, Start::Raised, &[])],
+            ),
+        ],
+    },
+    // aiohttp 3.8 to 3.14.
+    Framework {
+        name: "aiohttp",
+        module: "aiohttp.web_protocol",
+        routes: true,
+        names: &["aiohttp.web_request", "aiohttp.web_urldispatcher"],
+        context_variable: None,
+        handled: &["aiohttp.web_exceptions.HTTPException"],
+        rows: &[last(
+            "aiohttp.web_protocol",
+            "RequestHandler._handle_request",
+            &[
+                answering(
+                    Role::WholeRoute,
+                    Local("request"),
+                    &[
+                        Attribute("_match_info"),
+                        AIOHTTP_ROUTE,
+                        Attribute("_resource"),
+                        Attribute("_path"),
+                    ],
+                ),
+                answering(
+                    Role::WholeRoute,
+                    Local("request"),
+                    &[
+                        Attribute("_match_info"),
+                        AIOHTTP_ROUTE,
+                        Attribute("_resource"),
+                        Attribute("_formatter"),
+                    ],
+                ),
+                answering(
+                    Role::WholeRoute,
+                    Local("request"),
+                    &[
+                        Attribute("_match_info"),
+                        AIOHTTP_ROUTE,
+                        Attribute("_resource"),
+                        Attribute("_prefix"),
+                    ],
+                ),
+                answering(
+                    Role::Handler,
+                    Local("request"),
+                    &[
+                        Attribute("_match_info"),
+                        AIOHTTP_ROUTE,
+                        Attribute("_handler"),
+                    ],
+                ),
+                answering(Role::Method, Local("request"), &[Attribute("_method")]),
+                answering(Role::Exception, Local("exc"), &[]),
+            ],
+        )],
+    },
+    // Tornado 5 to 6.5: what matched is told by the handler's class alone.
+    Framework {
+        name: "tornado",
+        module: "tornado.web",
+        routes: true,
+        names: &[],
+        context_variable: None,
+        handled: &["tornado.web.HTTPError", "tornado.web.Finish"],
+        rows: &[last(
+            "tornado.web",
+            "RequestHandler._execute",
+            &[
+                answering(Role::Handler, Local("method"), &[Go::MethodFunction]),
+                answering(Role::Exception, Local("e"), &[]),
+            ],
+        )],
+    },
+    // Bottle 0.12 and 0.13.
+    Framework {
+        name: "bottle",
+        module: "bottle",
+        routes: true,
+        names: &[],
+        context_variable: None,
+        handled: &["bottle.HTTPResponse", "bottle.RouteReset"],
+        rows: &[
+            Row {
+                place: Place::WsgiServers,
+                last: true,
+                values: &[
+                    answering(
+                        Role::WholeRoute,
+                        Start::Environ,
+                        &[Key("bottle.route"), Attribute("rule")],
+                    ),
+                    answering(
+                        Role::Handler,
+                        Start::Environ,
+                        &[Key("bottle.route"), Attribute("callback")],
+                    ),
+                ],
+            },
+            row(
+                "bottle",
+                "Bottle._handle",
+                &[raised(Role::Exception, Start::Raised, &[])],
+            ),
+        ],
+    },
+    // Falcon 3 and 4, where its modules are not compiled. Under WSGI nothing
+    // of the request is left when the server writes.
+    Framework {
+        name: "falcon",
+        module: "falcon.app",
+        routes: true,
+        names: &["falcon.request", "falcon.asgi.app"],
+        context_variable: None,
+        handled: &[
+            "falcon.http_error.HTTPError",
+            "falcon.http_status.HTTPStatus",
+        ],
+        rows: &[
+            row(
+                "falcon.asgi.app",
+                "App.__call__",
+                &[
+                    answering(
+                        Role::WholeRoute,
+                        Local("req"),
+                        &[Go::Slot("falcon.request", "Request", "uri_template")],
+                    ),
+                    answering(Role::Handler, Local("responder"), &[Go::MethodFunction]),
+                    raised(Role::Exception, Start::Raised, &[]),
+                ],
+            ),
+            row(
+                "falcon.app",
+                "App.__call__",
+                &[
+                    raised(
+                        Role::WholeRoute,
+                        Local("req"),
+                        &[Go::Slot("falcon.request", "Request", "uri_template")],
+                    ),
+                    raised(Role::Exception, Start::Raised, &[]),
+                ],
+            ),
+        ],
+    },
+    // Sanic 22 to 25. It compiles these methods again when it starts.
+    Framework {
+        name: "sanic",
+        module: "sanic.app",
+        routes: true,
+        names: &["sanic_routing.route"],
+        context_variable: None,
+        handled: &["sanic.exceptions.SanicException"],
+        rows: &[
+            last(
+                "sanic.app",
+                "Sanic.handle_request",
+                &[
+                    answering(
+                        Role::SlashlessRoute,
+                        Local("route"),
+                        &[Go::Slot("sanic_routing.route", "Route", "path")],
+                    ),
+                    answering(
+                        Role::Handler,
+                        Local("route"),
+                        &[Go::Slot("sanic_routing.route", "Route", "handler")],
+                    ),
+                ],
+            ),
+            row(
+                "sanic.app",
+                "Sanic.handle_exception",
+                &[answering(Role::Exception, Local("exception"), &[])],
+            ),
+        ],
+    },
+    // Quart 0.18 to 0.20.
+    Framework {
+        name: "quart",
+        module: "quart.app",
+        routes: true,
+        names: &[
+            "quart.asgi",
+            "quart.wrappers.base",
+            "werkzeug.routing.rules",
+        ],
+        context_variable: None,
+        handled: &[],
+        rows: &[
+            row(
+                "quart.asgi",
+                "ASGIHTTPConnection.handle_request",
+                &[
+                    answering(
+                        Role::WholeRoute,
+                        Local("request"),
+                        &[Attribute("url_rule"), Attribute("rule")],
+                    ),
+                    answering(
+                        Role::ViewName,
+                        Local("request"),
+                        &[Attribute("url_rule"), Attribute("endpoint")],
+                    ),
+                    answering(Role::Application, Local("self"), &[Attribute("app")]),
+                    answering(Role::Method, Local("request"), &[Attribute("method")]),
+                ],
+            ),
+            row(
+                "quart.app",
+                "Quart.handle_request",
+                &[raised(Role::Exception, Start::Raised, &[])],
+            ),
+        ],
+    },
+    // Litestar 2.
+    Framework {
+        name: "litestar",
+        module: "litestar.app",
+        routes: true,
+        names: &[
+            "litestar.handlers.base",
+            "litestar._asgi.asgi_router",
+            "litestar.routes.http",
+        ],
+        context_variable: None,
+        handled: &["litestar.exceptions.http_exceptions.HTTPException"],
+        rows: &[
+            row(
+                "litestar._asgi.asgi_router",
+                "ASGIRouter.__call__",
+                &[
+                    answering(Role::WholeRoute, Local("scope"), &[Key("path_template")]),
+                    answering(
+                        Role::Handler,
+                        Local("scope"),
+                        &[Key("route_handler"), Attribute("_fn")],
+                    ),
+                ],
+            ),
+            row(
+                "litestar.middleware._internal.exceptions.middleware",
+                "ExceptionHandlerMiddleware.__call__",
+                &[answering(Role::Exception, Local("e"), &[])],
+            ),
+        ],
+    },
+    // Servers: what reaches them nobody handled.
+    Framework {
+        name: "uvicorn",
+        module: "uvicorn.config",
+        routes: false,
+        names: &[],
+        context_variable: None,
+        handled: &[],
+        rows: &[
+            last(
+                "uvicorn.protocols.http.httptools_impl",
+                "RequestResponseCycle.run_asgi",
+                &[answering(Role::Exception, Local("exc"), &[])],
+            ),
+            last(
+                "uvicorn.protocols.http.h11_impl",
+                "RequestResponseCycle.run_asgi",
+                &[answering(Role::Exception, Local("exc"), &[])],
+            ),
+        ],
+    },
+    Framework {
+        name: "gunicorn",
+        module: "gunicorn.workers.base",
+        routes: false,
+        names: &[],
+        context_variable: None,
+        // What is wrong with the request.
+        handled: &["gunicorn.http.errors.ParseException", "ssl.SSLError"],
+        rows: &[last(
+            "gunicorn.workers.base",
+            "Worker.handle_error",
+            &[answering(Role::Exception, Local("exc"), &[])],
+        )],
+    },
+    Framework {
+        name: "werkzeug",
+        module: "werkzeug.serving",
+        routes: false,
+        names: &[],
+        context_variable: None,
+        handled: &[],
+        rows: &[last(
+            "werkzeug.serving",
+            "WSGIRequestHandler.run_wsgi",
+            &[answering(Role::Exception, Local("e"), &[])],
+        )],
+    },
+    Framework {
+        name: "wsgiref",
+        module: "wsgiref.simple_server",
+        routes: false,
+        names: &[],
+        context_variable: None,
+        handled: &[],
+        rows: &[last(
+            "wsgiref.handlers",
+            "BaseHandler.run",
+            &[raised(Role::Exception, Start::Raised, &[])],
+        )],
+    },
+    Framework {
+        name: "waitress",
+        module: "waitress.channel",
+        routes: false,
+        names: &[],
+        context_variable: None,
+        handled: &["waitress.channel.ClientDisconnected"],
+        rows: &[last(
+            "waitress.channel",
+            "HTTPChannel.service",
+            &[raised(Role::Exception, Start::Raised, &[])],
+        )],
+    },
+];
+
+const AIOHTTP_ROUTE: Go = Go::Slot("aiohttp.web_urldispatcher", "UrlMappingMatchInfo", "_route");
+
+const DJANGO_REQUEST: &[Want] = &[
+    answering(
+        Role::WholeRoute,
+        Local("request"),
+        &[Attribute("resolver_match"), Attribute("route")],
+    ),
+    answering(
+        Role::Handler,
+        Local("request"),
+        &[Attribute("resolver_match"), Attribute("func")],
+    ),
+    answering(Role::Method, Local("request"), &[Attribute("method")]),
 ];

@@ -38,14 +38,6 @@ impl<M: Memory> Objects<'_, M> {
         self.memory.pointer(object.wrapping_add(u64::from(offset)))
     }
 
-    /// The `int` (of C) in the field at `offset`.
-    pub(super) fn number(&self, object: u64, offset: u32) -> Result<u32, Error> {
-        if offset == ABSENT {
-            return Err(Error::Null);
-        }
-        self.memory.u32(object.wrapping_add(u64::from(offset)))
-    }
-
     /// The type of an object.
     pub(super) fn type_of(&self, object: u64) -> Result<u64, Error> {
         object::type_of(self.memory, self.layout, object)

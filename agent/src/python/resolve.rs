@@ -18,10 +18,19 @@ const MAX_MOUNTS: u32 = 8;
 /// Most routes of an application that are looked through.
 const MAX_ROUTES: usize = 4096;
 
+/// Exceptions that end what is under way without being failures.
+const ENDINGS: &[&str] = &[
+    "asyncio.exceptions.CancelledError",
+    "GeneratorExit",
+    "KeyboardInterrupt",
+    "SystemExit",
+];
+
 /// The values of a stack by their roles, innermost first.
 struct Told<'a> {
     items: Vec<(Role, usize, Item<'a>)>,
-    exception: Option<usize>,
+    /// Framework, and index among all values.
+    exception: Option<(usize, usize)>,
 }
 
 /// What the stack of a process tells.
@@ -66,7 +75,11 @@ pub(super) fn insight(
         }
         location
     });
-    let exception = told.exception.and_then(|idx| {
+    let exception = told.exception.and_then(|(framework, idx)| {
+        let class = items.get(idx)?.value.type_address;
+        if handled(objects, class, framework) {
+            return None;
+        }
         let mut teller = Teller {
             objects,
             names: &mut state.names,
@@ -121,7 +134,7 @@ impl<'a> Told<'a> {
                 continue;
             };
             if want.role == Role::Exception && exception.is_none() {
-                exception = (item.value.kind == value::EXCEPTION).then_some(idx);
+                exception = (item.value.kind == value::EXCEPTION).then_some((*framework, idx));
             }
             items.push((want.role, *framework, *item));
         }
@@ -159,6 +172,9 @@ impl<'a> Told<'a> {
     fn route<M: Memory>(&self, objects: Objects<'_, M>, stats: &PythonStats) -> Option<Arc<str>> {
         if let Some(whole) = self.text(Role::WholeRoute) {
             return Some(whole.as_str().into());
+        }
+        if let Some(route) = self.text(Role::SlashlessRoute) {
+            return Some(format!("/{}", route.as_str()).into());
         }
         let prefixes: Vec<_> = self.of(Role::Prefix).rev().collect();
         let mut route = String::new();
@@ -212,6 +228,19 @@ impl<'a> Told<'a> {
         }
         Some(format!("{inside}{path}").into())
     }
+}
+
+/// Whether an exception is no failure: raised on purpose, or to end a task.
+fn handled<M: Memory>(objects: Objects<'_, M>, class: u64, framework: usize) -> bool {
+    let handled = FRAMEWORKS
+        .get(framework)
+        .map_or(&[][..], |framework| framework.handled);
+    let Objects { memory, layout } = objects;
+    objects.mro(class).unwrap_or_default().iter().any(|class| {
+        let mut buffer = [0; 256];
+        attribute::qualified_type_name(memory, layout, *class, &mut buffer)
+            .is_ok_and(|name| handled.contains(&name.text) || ENDINGS.contains(&name.text))
+    })
 }
 
 /// What was found under a path.
