@@ -29,15 +29,15 @@ use crate::{capture, contexts, emit, processes, threads};
 const MAX_FRAMES: u32 = 64;
 /// Frames that one program reads.
 const FRAMES_PER_RUN: u32 = 40;
-/// Values and exceptions of a record. Each is a tail call, as are the runs
-/// over frames before and the elements of a transfer after them; the kernel
-/// allows 32 in all.
-const MAX_VALUES: u32 = 20;
 
 /// A kind of program that walks.
 pub(crate) trait Chain: EbpfContext {
     /// Its [`WALK`] entry.
     const SCRATCH: u32;
+
+    /// Values and exceptions of a record after the first. Each is a tail
+    /// call, of which the kernel allows 32, the runs over frames included.
+    const MAX_VALUES: u32;
 
     /// Takes this processor's entry; false if a program that was interrupted
     /// uses it.
@@ -55,6 +55,9 @@ pub(crate) trait Chain: EbpfContext {
 
 impl Chain for RawTracePointContext {
     const SCRATCH: u32 = chain::SYSCALL;
+
+    /// The elements of the transfer come after them.
+    const MAX_VALUES: u32 = 19;
 
     /// Nothing interrupts these programs for another thread.
     #[inline(always)]
@@ -79,6 +82,8 @@ impl Chain for RawTracePointContext {
 
 impl Chain for ProbeContext {
     const SCRATCH: u32 = chain::FUNCTION;
+
+    const MAX_VALUES: u32 = 26;
 
     #[inline(always)]
     fn claim() -> bool {
@@ -174,7 +179,7 @@ pub(crate) fn prepare<C: Chain>(
     walk.layout = target.layout;
     walk.started = 0;
     walk.transfer = 0;
-    walk.left = MAX_VALUES;
+    walk.left = C::MAX_VALUES;
     walk.hits_len = 0;
     walk.hit = 0;
     walk.recipe = 0;
