@@ -7,12 +7,17 @@
 //! parser understood of those bytes; any doubt means no parent, counted by
 //! reason. It does no I/O and reads neither clock nor randomness.
 
+mod findings;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
 
 use abi::record::{Owner, rule};
 
+use self::findings::Findings;
+use crate::attribute::Attributes;
+use crate::insight::{Insight, Subject};
 use crate::propagation::TraceContext;
 use crate::protocol::{Exchange, Role};
 use crate::resource::Resource;
@@ -32,6 +37,8 @@ const MAX_REMEMBERED: usize = 16_384;
 /// Span ids that applications sent or received, remembered to notice a
 /// second use.
 const MAX_RECENT: usize = 4096;
+/// Connections of which something is known before their request begins.
+const MAX_EXPECTED: usize = 4096;
 /// W3C trace flag: sampled.
 const SAMPLED: u8 = 1;
 /// Flags of a trace that begins here: sampled, and its id is random (W3C
@@ -80,6 +87,9 @@ counters! {
         /// Span ids the application sent that were its caller's, or used
         /// before.
         not_adopted => "spans.client.id_not_adopted",
+        /// What the interpreter told of a request that is not under way (any
+        /// more), or whose owner is uncertain.
+        stray_insights => "insights.without_request",
     }
 }
 
@@ -120,6 +130,19 @@ pub struct Span {
     pub end: u64,
     /// Name, attributes, status.
     pub exchange: Exchange,
+    /// What happened during the span.
+    pub events: Vec<SpanEvent>,
+}
+
+/// Something that happened during a span.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpanEvent {
+    /// Its name.
+    pub name: &'static str,
+    /// Nanoseconds since the Unix epoch.
+    pub at: u64,
+    /// Its attributes.
+    pub attributes: Attributes,
 }
 
 /// A span's parent.
@@ -142,6 +165,9 @@ struct Identity {
     trace_state: String,
 }
 
+/// Why something has no owner: the counter of the reason.
+type Refusal = fn(&AssembleStats) -> &Count;
+
 /// An exchange under way.
 struct Open {
     pid: u32,
@@ -150,6 +176,8 @@ struct Open {
     identity: Identity,
     /// For a client exchange with a parent: the span that called the parent.
     caller: Option<[u8; 8]>,
+    /// What the interpreter told of it.
+    findings: Findings,
 }
 
 /// The last so many of the things seen.
@@ -227,6 +255,8 @@ pub struct Assembler {
     open: HashMap<ExchangeId, Open>,
     connections: HashMap<u64, ServerConnection>,
     closed: VecDeque<u64>,
+    /// What is known of the request that a connection is about to send.
+    expected: HashMap<u64, Insight>,
     /// Server exchanges, oldest first.
     remembered: VecDeque<ExchangeId>,
     /// Span ids that client spans took over.
@@ -246,6 +276,7 @@ impl Assembler {
             open: HashMap::new(),
             connections: HashMap::new(),
             closed: VecDeque::new(),
+            expected: HashMap::new(),
             remembered: VecDeque::new(),
             adopted: Recent::default(),
             received: Recent::default(),
@@ -299,6 +330,7 @@ impl Assembler {
                         .retain(|server| server.number != id.number);
                 }
             }
+            Progress::Insight(insight) => self.insight(insight),
             Progress::Closed { conn } => self.close(conn),
             Progress::Mute { .. } => {}
         }
@@ -349,6 +381,12 @@ impl Assembler {
             self.remembered.push_back(id);
             self.forget();
         }
+        let mut findings = Findings::default();
+        if role == Role::Client
+            && let Some(insight) = self.expected.remove(&id.conn)
+        {
+            findings.add(insight);
+        }
         self.open.insert(
             id,
             Open {
@@ -357,8 +395,39 @@ impl Assembler {
                 start: at,
                 identity,
                 caller,
+                findings,
             },
         );
+    }
+
+    /// Adds what the interpreter told to the exchange that it is about.
+    fn insight(&mut self, insight: Insight) {
+        let id = match insight.subject {
+            Subject::Sending(conn) => {
+                if self.expected.len() < MAX_EXPECTED || self.expected.contains_key(&conn) {
+                    self.expected.insert(conn, insight);
+                } else {
+                    self.stats.stray_insights.one();
+                }
+                return;
+            }
+            Subject::Answering(conn) => self.answering(conn),
+            Subject::Owned(evidence) => self.owner(evidence).ok().map(|(id, _)| id),
+        };
+        match id.and_then(|id| self.open.get_mut(&id)) {
+            Some(open) => open.findings.add(insight),
+            None => self.stats.stray_insights.one(),
+        }
+    }
+
+    /// The oldest request of a server connection whose answer has not ended.
+    fn answering(&self, conn: u64) -> Option<ExchangeId> {
+        let servers = &self.connections.get(&conn)?.servers;
+        let server = servers.iter().find(|server| !server.ended)?;
+        Some(ExchangeId {
+            conn,
+            number: server.number,
+        })
     }
 
     /// A trace that begins here.
@@ -372,8 +441,15 @@ impl Assembler {
         }
     }
 
+    /// The identity of the server exchange that the evidence points to, or why
+    /// there is none.
+    fn parent(&self, evidence: Evidence) -> Result<Identity, Refusal> {
+        self.owner(evidence)
+            .map(|(_, server)| server.identity.clone())
+    }
+
     /// The server exchange that the evidence points to, or why none.
-    fn parent(&self, evidence: Evidence) -> Result<Identity, fn(&AssembleStats) -> &Count> {
+    fn owner(&self, evidence: Evidence) -> Result<(ExchangeId, &Server), Refusal> {
         let inferred = match evidence.rule {
             rule::CONTEXT | rule::THREAD | rule::QUEUED => false,
             rule::CONTEXT_AFTER_READ | rule::QUEUED_AFTER_READ => true,
@@ -387,13 +463,13 @@ impl Assembler {
         let connection = self
             .connections
             .get(&conn)
-            .ok_or::<fn(&AssembleStats) -> &Count>(|stats| &stats.forgotten)?;
+            .ok_or::<Refusal>(|stats| &stats.forgotten)?;
         let run = connection
             .runs
             .iter()
             .rev()
             .find(|run| run.from <= offset && offset < run.end)
-            .ok_or::<fn(&AssembleStats) -> &Count>(|stats| &stats.forgotten)?;
+            .ok_or::<Refusal>(|stats| &stats.forgotten)?;
         let Some(number) = run.exchange else {
             return Err(|stats| &stats.pipelined);
         };
@@ -404,7 +480,7 @@ impl Assembler {
             .servers
             .iter()
             .find(|server| server.number == number)
-            .ok_or::<fn(&AssembleStats) -> &Count>(|stats| &stats.forgotten)?;
+            .ok_or::<Refusal>(|stats| &stats.forgotten)?;
         if !server.known {
             return Err(|stats| &stats.head_incomplete);
         }
@@ -414,7 +490,7 @@ impl Assembler {
         if server.ended && evidence.rule == rule::THREAD {
             return Err(|stats| &stats.ended);
         }
-        Ok(server.identity.clone())
+        Ok((ExchangeId { conn, number }, server))
     }
 
     fn head(&mut self, id: ExchangeId, context: Option<Box<TraceContext>>) {
@@ -507,7 +583,7 @@ impl Assembler {
         &mut self,
         id: ExchangeId,
         at: u64,
-        exchange: Exchange,
+        mut exchange: Exchange,
         clock: &dyn UnixTime,
         spans: &mut impl FnMut(Span),
     ) {
@@ -517,6 +593,7 @@ impl Assembler {
             start,
             identity,
             caller: _,
+            findings,
         }) = self.open.remove(&id)
         else {
             return;
@@ -534,6 +611,7 @@ impl Assembler {
             Role::Server => self.stats.server_spans.one(),
             Role::Client => self.stats.client_spans.one(),
         }
+        let events = findings.complete(&mut exchange, role, at, clock);
         let start_unix = clock.unix(start);
         let Identity {
             trace_id,
@@ -553,6 +631,7 @@ impl Assembler {
             start: start_unix,
             end: start_unix.saturating_add(at.saturating_sub(start)),
             exchange,
+            events,
         });
     }
 
@@ -570,7 +649,6 @@ impl Assembler {
         }
     }
 
-    /// What is remembered of a server connection that is in use.
     /// Forgets the oldest server exchanges beyond [`MAX_REMEMBERED`].
     fn forget(&mut self) {
         while self.remembered.len() > MAX_REMEMBERED
@@ -595,6 +673,7 @@ impl Assembler {
         }
     }
 
+    /// What is remembered of a server connection that is in use.
     fn connection(&mut self, conn: u64) -> &mut ServerConnection {
         let connection = self.connections.entry(conn).or_default();
         if connection.closed {
@@ -605,6 +684,7 @@ impl Assembler {
     }
 
     fn close(&mut self, conn: u64) {
+        self.expected.remove(&conn);
         let Some(connection) = self.connections.get_mut(&conn) else {
             return;
         };
@@ -796,6 +876,8 @@ mod tests {
     use zerocopy::FromZeros;
 
     use super::*;
+    use crate::attribute::Value;
+    use crate::insight::CodeLocation;
     use crate::protocol::Status;
     use crate::stream::{Opening, Streams};
 
@@ -894,7 +976,8 @@ mod tests {
 
         fn end(&mut self, conn: u64, number: u64, at: u64) {
             let result = Box::new(Exchange {
-                scope: "otel-ebpf.http",
+                scope: "otel-ebpf.http".into(),
+                route_key: (conn == SERVER).then_some("http.route"),
                 name: "GET".into(),
                 attributes: Vec::new(),
                 status: Status::Unset,
@@ -1463,5 +1546,82 @@ mod tests {
                 prop_assert!(runs.is_sorted_by(|a, b| a.end <= b.from));
             }
         }
+    }
+
+    fn told(subject: Subject, route: &str) -> Progress {
+        Progress::Insight(Insight {
+            subject,
+            at: 3,
+            framework: None,
+            route: Some(route.into()),
+            code: Some(Arc::new(CodeLocation {
+                function: "shop.views.index".to_owned(),
+                path: "/srv/views.py".to_owned(),
+                line: 3,
+            })),
+            exception: None,
+        })
+    }
+
+    fn code(span: &Span) -> Option<&Value> {
+        let mut attributes = span.exchange.attributes.iter();
+        attributes
+            .find(|(key, _)| key == "code.function.name")
+            .map(|(_, value)| value)
+    }
+
+    #[test]
+    fn an_insight_goes_to_the_request_that_is_answered() {
+        let mut bench = Bench::new();
+        bench.request(0, 0);
+        bench.request(1, 100);
+        bench.take(told(Subject::Answering(SERVER), "/a"));
+        assert_eq!(bench.served(0).exchange.name, "GET /a");
+        bench.take(told(Subject::Answering(SERVER), "/b"));
+        assert_eq!(bench.served(1).exchange.name, "GET /b");
+        bench.take(told(Subject::Answering(SERVER), "/c"));
+        bench.take(told(Subject::Answering(CLIENT), "/d"));
+        assert_eq!(bench.assembler.stats.stray_insights.value(), 2);
+    }
+
+    #[test]
+    fn an_insight_goes_to_the_request_that_its_evidence_leads_to() {
+        let mut bench = Bench::new();
+        bench.request(0, 0);
+        bench.end(SERVER, 0, 90);
+        bench.spans.clear();
+        bench.request(1, 100);
+        let owned = |offset| Subject::Owned(by(rule::CONTEXT, offset));
+        bench.take(told(owned(150), "/b"));
+        // Of a request that is over, or of none.
+        bench.take(told(owned(50), "/a"));
+        bench.take(told(owned(900), "/c"));
+        bench.take(told(Subject::Owned(by(rule::EVENT_LOOP, 150)), "/d"));
+        assert_eq!(bench.served(1).exchange.name, "GET /b");
+        assert_eq!(bench.assembler.stats.stray_insights.value(), 3);
+    }
+
+    #[test]
+    fn an_insight_waits_for_the_request_that_is_sent() {
+        let mut bench = Bench::new();
+        bench.take(told(Subject::Sending(CLIENT), "/a"));
+        let span = bench.call(rule::IDLE_THREAD, 0);
+        assert_eq!(code(&span), Some(&"shop.views.index".into()));
+        let span = bench.call(rule::IDLE_THREAD, 0);
+        assert_eq!(code(&span), None);
+        bench.take(told(Subject::Sending(CLIENT), "/a"));
+        bench.take(Progress::Closed { conn: CLIENT });
+        let span = bench.call(rule::IDLE_THREAD, 0);
+        assert_eq!(code(&span), None);
+    }
+
+    #[test]
+    fn what_waits_for_requests_is_bounded() {
+        let mut bench = Bench::new();
+        for conn in 100..100 + MAX_EXPECTED as u64 + 1 {
+            bench.take(told(Subject::Sending(conn), "/a"));
+        }
+        assert_eq!(bench.assembler.expected.len(), MAX_EXPECTED);
+        assert_eq!(bench.assembler.stats.stray_insights.value(), 1);
     }
 }

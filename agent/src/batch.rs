@@ -368,11 +368,13 @@ mod tests {
             start: 1,
             end: 2,
             exchange: Exchange {
-                scope: "otel-ebpf.http",
+                scope: "otel-ebpf.http".into(),
+                route_key: None,
                 name: "GET /".into(),
                 attributes: Vec::new(),
                 status: Status::Unset,
             },
+            events: Vec::new(),
         }
     }
 

@@ -34,6 +34,10 @@ pub struct Options {
         help_heading = TRACING
     )]
     pub ring_size: u32,
+    /// Do not look into Python's frames: spans without routes, code locations
+    /// and exceptions
+    #[arg(long, help_heading = TRACING)]
+    pub no_frames: bool,
     /// Print the counters to standard error once a second
     #[arg(long, help_heading = TRACING)]
     pub stats: bool,

@@ -185,6 +185,10 @@ pub struct SpanLimits {
     pub attribute_count: usize,
     /// Characters of a string value; further ones are cut off.
     pub attribute_value_length: Option<usize>,
+    /// Events of a span; further ones are dropped and counted.
+    pub event_count: usize,
+    /// Attributes of an event; further ones are dropped and counted.
+    pub event_attribute_count: usize,
 }
 
 impl Default for SpanLimits {
@@ -192,6 +196,8 @@ impl Default for SpanLimits {
         Self {
             attribute_count: 128,
             attribute_value_length: None,
+            event_count: 128,
+            event_attribute_count: 128,
         }
     }
 }
@@ -644,6 +650,27 @@ const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        variables: &["OTEL_SPAN_EVENT_COUNT_LIMIT"],
+        flag: None,
+        secret: false,
+        set: |raw, value, _| {
+            raw.limits.event_count = parse_limit(value)?;
+            done()
+        },
+    },
+    Setting {
+        variables: &[
+            "OTEL_ATTRIBUTE_COUNT_LIMIT",
+            "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
+        ],
+        flag: None,
+        secret: false,
+        set: |raw, value, _| {
+            raw.limits.event_attribute_count = parse_limit(value)?;
+            done()
+        },
+    },
+    Setting {
         variables: &[
             "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
             "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
@@ -993,6 +1020,7 @@ mod tests {
                 ("OTEL_ATTRIBUTE_COUNT_LIMIT", "10"),
                 ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "5"),
                 ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "80"),
+                ("OTEL_SPAN_EVENT_COUNT_LIMIT", "7"),
             ],
             "",
         )
@@ -1001,7 +1029,9 @@ mod tests {
             limits,
             SpanLimits {
                 attribute_count: 5,
-                attribute_value_length: Some(80)
+                attribute_value_length: Some(80),
+                event_count: 7,
+                event_attribute_count: 10,
             }
         );
     }

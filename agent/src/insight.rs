@@ -13,6 +13,8 @@ use crate::stream::Evidence;
 pub struct Insight {
     /// Which exchange.
     pub subject: Subject,
+    /// When it was learned, monotonic nanoseconds.
+    pub at: u64,
     /// The framework that routed the request, as its distribution is named
     /// (`flask`).
     pub framework: Option<&'static str>,
@@ -60,3 +62,19 @@ pub struct Exception {
     /// `exception.stacktrace`, as Python prints it.
     pub stacktrace: String,
 }
+
+/// The names that [`Insight::framework`] takes.
+pub const FRAMEWORKS: &[&str] = &[
+    "aiohttp",
+    "bottle",
+    "django",
+    "falcon",
+    "fastapi",
+    "flask",
+    "litestar",
+    "pyramid",
+    "quart",
+    "sanic",
+    "starlette",
+    "tornado",
+];

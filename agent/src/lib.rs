@@ -21,6 +21,7 @@ pub mod launch;
 pub mod probes;
 pub mod propagation;
 pub mod protocol;
+pub mod python;
 pub mod recording;
 pub mod remote;
 pub mod resource;

@@ -7,14 +7,17 @@ use std::num::NonZeroU32;
 use std::path::Path;
 
 use abi::counter::Counter;
-use abi::map::{Connection, Descriptor, KernelOffsets, Target};
-use aya::maps::{HashMap, MapData, MapError, PerCpuArray, ProgramArray};
+use abi::map::{
+    CodeKey, Connection, Descriptor, KernelOffsets, Layout, Recipes, Target, recipes_flag,
+};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, ProgramArray};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope};
-use aya::programs::{Program, ProgramError, RawTracePoint, UProbe};
+use aya::programs::{Program, ProgramError, ProgramFd, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 
 use crate::source::Source;
+use crate::target::placement::result::Holder;
 
 /// The object that `build.rs` made.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/otel-ebpf-bpf"));
@@ -30,10 +33,39 @@ const TRACEPOINTS: [(&str, &str); 5] = [
 
 /// Programs that another continues with, in the order of their numbers in
 /// `STEPS`.
-const STEPS: [&str; 1] = ["vector_element"];
+const STEPS: [&str; 4] = [
+    "vector_element",
+    "walk_frames",
+    "run_recipe",
+    "copy_exception",
+];
+
+/// The same in `FUNCTION_STEPS`, from number 1 on.
+const FUNCTION_STEPS: [&str; 3] = ["probe_frames", "probe_recipe", "probe_exception"];
 
 /// Programs on functions, attached when an interpreter is found.
-const FUNCTIONS: [&str; 3] = ["context_returned", "context_created", "transport_write"];
+const FUNCTIONS: [&str; 6] = [
+    "context_returned",
+    "context_created",
+    "context_explicit",
+    "transport_write",
+    "variable_reset",
+    "exception_raised",
+];
+
+/// Programs on places where a new context is in a register: a copy of the
+/// current one, and any other. On aarch64 the names stand for x0 and x19 to
+/// x25.
+const BIRTHS: [(Holder, &str, &str); 8] = [
+    (Holder::Rax, "copied_in_rax", "created_in_rax"),
+    (Holder::Rbx, "copied_in_rbx", "created_in_rbx"),
+    (Holder::Rbp, "copied_in_rbp", "created_in_rbp"),
+    (Holder::Rdi, "copied_in_rdi", "created_in_rdi"),
+    (Holder::R12, "copied_in_r12", "created_in_r12"),
+    (Holder::R13, "copied_in_r13", "created_in_r13"),
+    (Holder::R14, "copied_in_r14", "created_in_r14"),
+    (Holder::R15, "copied_in_r15", "created_in_r15"),
+];
 
 /// Why the kernel side could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -86,8 +118,19 @@ pub enum Hook {
     ContextReturned,
     /// A function that returns a new `PyContext`, by return probe.
     ContextCreated,
+    /// A place where a new copy of the current `PyContext` is in a register.
+    ContextCopiedIn(Holder),
+    /// A place where another new `PyContext` is in a register.
+    ContextCreatedIn(Holder),
+    /// The entry of a function that copies a `PyContext` it was given, and
+    /// then passes a place of [`Hook::ContextCopiedIn`].
+    ContextExplicit,
     /// `write` or `writelines` of uvloop's transport.
     TransportWrite,
+    /// `PyContextVar_Reset`.
+    VariableReset,
+    /// `PyTraceBack_Here`.
+    Raised,
 }
 
 impl Hook {
@@ -95,9 +138,22 @@ impl Hook {
         match self {
             Self::ContextReturned => "context_returned",
             Self::ContextCreated => "context_created",
+            Self::ContextCopiedIn(holder) => birth(holder).0,
+            Self::ContextCreatedIn(holder) => birth(holder).1,
+            Self::ContextExplicit => "context_explicit",
             Self::TransportWrite => "transport_write",
+            Self::VariableReset => "variable_reset",
+            Self::Raised => "exception_raised",
         }
     }
+}
+
+/// The programs for a register.
+fn birth(holder: Holder) -> (&'static str, &'static str) {
+    BIRTHS
+        .iter()
+        .find(|(known, ..)| *known == holder)
+        .map_or(("", ""), |&(_, copied, created)| (copied, created))
 }
 
 /// An attached function probe.
@@ -114,9 +170,10 @@ pub struct Probes {
     connections: HashMap<MapData, Descriptor, Connection>,
     muted: HashMap<MapData, u64, u8>,
     counters: PerCpuArray<MapData, u64>,
+    recipes: HashMap<MapData, CodeKey, Recipes>,
     hooks: std::collections::HashMap<u32, Vec<Hooked>>,
     /// The kernel empties it when its last holder lets go.
-    _steps: ProgramArray<MapData>,
+    _steps: [ProgramArray<MapData>; 2],
     /// Hands the kernel side's log lines on.
     flush_log: Option<Box<dyn FnMut()>>,
 }
@@ -150,6 +207,7 @@ impl Probes {
             })?;
         }
         let steps = continuations(&mut ebpf)?;
+        set_layouts(&mut ebpf)?;
         let flush_log = if settings.kernel_log {
             let mut logger =
                 EbpfLogger::init(&mut ebpf).map_err(|error| ProbeError::Log(error.to_string()))?;
@@ -162,6 +220,7 @@ impl Probes {
             connections: map(&mut ebpf, "CONNECTIONS")?,
             muted: map(&mut ebpf, "MUTED")?,
             counters: map(&mut ebpf, "COUNTERS")?,
+            recipes: map(&mut ebpf, "RECIPES")?,
             hooks: std::collections::HashMap::new(),
             _steps: steps,
             flush_log,
@@ -237,7 +296,18 @@ impl Probes {
     /// Detaches the function probes of a process that ended or changed its
     /// image.
     pub fn unhook(&mut self, pid: u32) {
-        for Hooked { hook, link, .. } in self.hooks.remove(&pid).unwrap_or_default() {
+        self.unhook_only(pid, |_| true);
+    }
+
+    /// Detaches those function probes of a process that are of no use now.
+    pub fn unhook_only(&mut self, pid: u32, useless: impl Fn(Hook) -> bool) {
+        let hooks = self.hooks.remove(&pid).unwrap_or_default();
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            hooks.into_iter().partition(|hooked| useless(hooked.hook));
+        if !kept.is_empty() {
+            self.hooks.insert(pid, kept);
+        }
+        for Hooked { hook, link, .. } in gone {
             let program: Result<&mut UProbe, _> = program(&mut self.ebpf, hook.program());
             if let Ok(program) = program
                 && let Err(error) = program.detach(link)
@@ -278,6 +348,36 @@ impl Probes {
         let held = self.connections.get(&descriptor, 0);
         if held.is_ok_and(|connection| connection.id == conn) {
             let _absent = self.connections.remove(&descriptor);
+        }
+    }
+
+    /// Tells the kernel what to read of the frames of a code object.
+    pub fn set_recipes(&mut self, key: CodeKey, recipes: &Recipes) -> Result<(), ProbeError> {
+        let mut recipes = *recipes;
+        recipes.flags |= moments(&recipes);
+        self.recipes
+            .insert(key, recipes, 0)
+            .map_err(|source| ProbeError::Map {
+                name: "RECIPES",
+                source,
+            })
+    }
+
+    /// Makes the kernel forget a code object, which it may not know.
+    pub fn remove_recipes(&mut self, key: CodeKey) {
+        let _absent = self.recipes.remove(&key);
+    }
+
+    /// Makes the kernel forget all code objects of a group of processes.
+    pub fn remove_group(&mut self, group: u32) {
+        let keys: Vec<CodeKey> = self
+            .recipes
+            .keys()
+            .filter_map(Result::ok)
+            .filter(|key| key.group == group)
+            .collect();
+        for key in keys {
+            self.remove_recipes(key);
         }
     }
 
@@ -333,22 +433,61 @@ fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
 }
 
 /// Puts the programs that others continue with where those look for them.
-fn continuations(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, ProbeError> {
+fn continuations(ebpf: &mut Ebpf) -> Result<[ProgramArray<MapData>; 2], ProbeError> {
     let mut steps: ProgramArray<MapData> = map(ebpf, "STEPS")?;
     for (number, name) in (0..).zip(STEPS) {
         let program: &mut RawTracePoint = program(ebpf, name)?;
-        let descriptor = program.fd().map_err(|source| ProbeError::Program {
-            name: name.to_owned(),
-            source: Box::new(source),
-        })?;
-        steps
-            .set(number, descriptor, 0)
+        continuation(&mut steps, number, name, "STEPS", program.fd())?;
+    }
+    let mut function_steps: ProgramArray<MapData> = map(ebpf, "FUNCTION_STEPS")?;
+    for (number, name) in (1..).zip(FUNCTION_STEPS) {
+        let program: &mut UProbe = program(ebpf, name)?;
+        continuation(
+            &mut function_steps,
+            number,
+            name,
+            "FUNCTION_STEPS",
+            program.fd(),
+        )?;
+    }
+    Ok([steps, function_steps])
+}
+
+fn continuation(
+    steps: &mut ProgramArray<MapData>,
+    number: u32,
+    name: &str,
+    map: &'static str,
+    descriptor: Result<&ProgramFd, ProgramError>,
+) -> Result<(), ProbeError> {
+    let descriptor = descriptor.map_err(|source| ProbeError::Program {
+        name: name.to_owned(),
+        source: Box::new(source),
+    })?;
+    steps
+        .set(number, descriptor, 0)
+        .map_err(|source| ProbeError::Map { name: map, source })
+}
+
+/// Tells the kernel where every CPython version keeps what.
+fn set_layouts(ebpf: &mut Ebpf) -> Result<(), ProbeError> {
+    let mut layouts: Array<MapData, Layout> = map(ebpf, "LAYOUTS")?;
+    for (number, (_, layout)) in (0..).zip(&pyframes::layout::LAYOUTS) {
+        layouts
+            .set(number, Layout(*layout), 0)
             .map_err(|source| ProbeError::Map {
-                name: "STEPS",
+                name: "LAYOUTS",
                 source,
             })?;
     }
-    Ok(steps)
+    Ok(())
+}
+
+/// The moments of all recipes together, as [`Recipes::flags`] has them.
+fn moments(recipes: &Recipes) -> u32 {
+    let count = usize::try_from(recipes.count).unwrap_or(usize::MAX);
+    let all = recipes.recipes.iter().take(count);
+    all.fold(0, |moments, recipe| moments | recipe.moments) << recipes_flag::MOMENTS_SHIFT
 }
 
 fn program<'a, T>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut T, ProbeError>
@@ -368,7 +507,11 @@ where
 pub fn program_names() -> Vec<&'static str> {
     let mut names: Vec<_> = TRACEPOINTS.iter().map(|&(name, _)| name).collect();
     names.extend(STEPS);
+    names.extend(FUNCTION_STEPS);
     names.extend(FUNCTIONS);
+    for (_, copied, created) in BIRTHS {
+        names.extend([copied, created]);
+    }
     names.sort_unstable();
     names
 }

@@ -68,11 +68,15 @@ pub enum Status {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Exchange {
     /// Instrumentation scope, for example `otel-ebpf.http`.
-    pub scope: &'static str,
+    pub scope: Cow<'static, str>,
     /// Span name.
     pub name: Cow<'static, str>,
     /// Span attributes.
     pub attributes: Attributes,
+    /// The attribute that holds the route by which the process chose what
+    /// serves the request; the route then also follows the name. None for
+    /// exchanges that have no route.
+    pub route_key: Option<&'static str>,
     /// Span status.
     pub status: Status,
 }

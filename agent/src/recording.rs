@@ -6,9 +6,12 @@
 //! the content's length as a 32-bit little-endian number, the content. Tag 1
 //! is a record of the ring without its padding, in the layout of
 //! `abi::record`; tag 2 a process, tag 3 a connection older than the attach,
-//! both as JSON. Entries with other tags are skipped. A file that breaks off
+//! tag 4 what the interpreter told of an exchange, all three as JSON. Stacks
+//! are not recorded: they say nothing without the process's memory. Entries with other tags are skipped. A file that breaks off
 //! holds what came before. `run` writes recordings; the replay test reads
 //! them.
+
+mod insight;
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -22,6 +25,7 @@ use serde_json::{Map, Value as Json, json};
 use zerocopy::IntoBytes;
 
 use crate::attribute::Value;
+use crate::insight::Insight;
 use crate::protocol::reader::Reader;
 use crate::protocol::{Endpoint, Role};
 use crate::resource::Resource;
@@ -43,6 +47,7 @@ mod tag {
     pub(super) const RECORD: u8 = 1;
     pub(super) const PROCESS: u8 = 2;
     pub(super) const OPENING: u8 = 3;
+    pub(super) const INSIGHT: u8 = 4;
 }
 
 /// Why a recording cannot be read.
@@ -62,6 +67,8 @@ pub enum Entry {
     Process(u32, Arc<Resource>),
     /// A connection older than the attach.
     Opening(Opening),
+    /// What the interpreter told of an exchange.
+    Insight(Box<Insight>),
 }
 
 /// Reads a recording. Entries that make no sense are left out, as is the
@@ -104,6 +111,10 @@ fn entry(tag: u8, content: &[u8]) -> Option<Entry> {
             let json = serde_json::from_slice(content).ok()?;
             Some(Entry::Opening(opening(&json)?))
         }
+        tag::INSIGHT => {
+            let json = serde_json::from_slice(content).ok()?;
+            Some(Entry::Insight(Box::new(insight::read(&json)?)))
+        }
         _ => None,
     }
 }
@@ -140,6 +151,8 @@ impl Recorder {
             Event::Open(open) => self.entry(tag::RECORD, &[open.as_bytes()]),
             Event::Close(close) => self.entry(tag::RECORD, &[close.as_bytes()]),
             Event::Process(process) => self.entry(tag::RECORD, &[process.as_bytes()]),
+            // What it told is recorded as an insight.
+            Event::Stack(_) => {}
         }
     }
 
@@ -158,6 +171,12 @@ impl Recorder {
     pub fn opening(&mut self, opening: &Opening) {
         let json = opening_json(opening).to_string();
         self.entry(tag::OPENING, &[json.as_bytes()]);
+    }
+
+    /// Writes what the interpreter told of an exchange.
+    pub fn insight(&mut self, insight: &Insight) {
+        let json = insight::write(insight).to_string();
+        self.entry(tag::INSIGHT, &[json.as_bytes()]);
     }
 
     /// Writes what is buffered; the first failure since the start, if any.

@@ -15,7 +15,7 @@ use abi::record::{Process, kind};
 use anyhow::Context as _;
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
-use rustix::event::epoll::Event;
+
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
@@ -30,7 +30,7 @@ use crate::launch::Launched;
 use crate::probes::{ProbeSettings, Probes};
 use crate::protocol::Role;
 use crate::recording::Recorder;
-use crate::source::Source;
+use crate::source::{Event, Source};
 use crate::stats::{ExportStats, counters};
 use crate::stream::Progress;
 use crate::target::interpreter::Interpreter;
@@ -98,7 +98,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     let mut agent = Agent {
         probes,
         pipeline: Pipeline::new(source, processor.sender(), recorder)?,
-        discovery: Discovery::new(),
+        discovery: Discovery::new(!options.no_frames),
         stats: RunStats::default(),
         export_stats: Arc::clone(&stats),
         show_stats: options.stats,
@@ -114,8 +114,9 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     let Agent {
         mut probes,
         mut pipeline,
-        discovery,
+        mut discovery,
         stats: run_stats,
+        mut forked,
         ..
     } = agent;
     let counters = probes.counters();
@@ -127,13 +128,19 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         probes.remove_target(pid);
     }
     drop(probes);
-    pipeline.finish();
+    pipeline.finish(&mut Processes {
+        discovery: &mut discovery,
+        probes: None,
+        forked: &mut forked,
+        messages: Vec::new(),
+    });
     runtime.block_on(processor.shutdown(config.batch.export_timeout));
     let summary = Summary {
         kernel: counters,
         agent: [
             run_stats.values(),
             discovery.stats.values(),
+            discovery.python.stats.values(),
             pipeline.tracer.streams.stats.values(),
             pipeline.tracer.assembler.stats.values(),
             stats.values(),
@@ -235,33 +242,14 @@ impl Agent {
             forked,
             ..
         } = self;
-        let mut messages = Vec::new();
-        let taken = pipeline.drain(|pipeline, process| {
-            let changes = match process.kind {
-                kind::FORK => {
-                    forked.push(process.pid);
-                    discovery.forked(process.pid, process.parent, process.at)
-                }
-                kind::EXEC => {
-                    forked.retain(|&pid| pid != process.pid);
-                    pipeline.disconnect(process.pid, process.at, probes);
-                    let changes = discovery.executed(process.pid, probes);
-                    if !discovery.traces(process.pid) {
-                        pipeline.tracer.assembler.process_gone(process.pid);
-                    }
-                    changes
-                }
-                kind::EXIT => {
-                    forked.retain(|&pid| pid != process.pid);
-                    pipeline.disconnect(process.pid, process.at, probes);
-                    pipeline.tracer.assembler.process_gone(process.pid);
-                    discovery.exited(process.pid, probes);
-                    Changes::default()
-                }
-                _ => discovery.listening(process.pid, probes),
-            };
-            messages.extend(pipeline.apply(changes));
-        });
+        let mut processes = Processes {
+            discovery,
+            probes: Some(probes),
+            forked,
+            messages: Vec::new(),
+        };
+        let taken = pipeline.drain(&mut processes);
+        let messages = processes.messages;
         self.stats.events.add(taken as u64);
         let undecodable = std::mem::take(&mut self.pipeline.source.undecodable);
         self.stats.undecodable.add(undecodable);
@@ -294,12 +282,64 @@ impl Agent {
             agent: [
                 self.stats.values(),
                 self.discovery.stats.values(),
+                self.discovery.python.stats.values(),
                 self.pipeline.tracer.streams.stats.values(),
                 self.pipeline.tracer.assembler.stats.values(),
                 self.export_stats.values(),
             ]
             .concat(),
         }
+    }
+}
+
+/// What the pipeline meets on its way that is not its own: processes that
+/// change, and stacks that only their memory explains.
+struct Processes<'a> {
+    discovery: &'a mut Discovery,
+    /// None when tracing has ended: then nobody is followed any more.
+    probes: Option<&'a mut Probes>,
+    forked: &'a mut Vec<u32>,
+    /// Lines for the operator.
+    messages: Vec<String>,
+}
+
+impl Processes<'_> {
+    /// Something happened to a process, just here among the bytes.
+    fn changed(&mut self, pipeline: &mut Pipeline, process: &Process) {
+        let Self {
+            discovery,
+            probes: Some(probes),
+            forked,
+            messages,
+        } = self
+        else {
+            return;
+        };
+        let pid = process.pid;
+        let changes = match process.kind {
+            kind::FORK => {
+                forked.push(pid);
+                discovery.forked(pid, process.parent, process.at)
+            }
+            kind::EXEC => {
+                forked.retain(|&forked| forked != pid);
+                pipeline.disconnect(pid, process.at, probes);
+                let changes = discovery.executed(pid, probes);
+                if !discovery.traces(pid) {
+                    pipeline.tracer.assembler.process_gone(pid);
+                }
+                changes
+            }
+            kind::EXIT => {
+                forked.retain(|&forked| forked != pid);
+                pipeline.disconnect(pid, process.at, probes);
+                pipeline.tracer.assembler.process_gone(pid);
+                discovery.exited(pid, probes);
+                Changes::default()
+            }
+            _ => discovery.listening(pid, probes),
+        };
+        messages.extend(pipeline.apply(changes));
     }
 }
 
@@ -344,16 +384,16 @@ impl Pipeline {
             tv_sec: 0,
             tv_nsec: time.subsec_nanos().into(),
         };
-        let mut ready = [const { MaybeUninit::<Event>::uninit() }; 1];
+        let mut ready = [const { MaybeUninit::<epoll::Event>::uninit() }; 1];
         match epoll::wait(&self.waiting, &mut ready, Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Takes up to [`BATCH`] events through the pipeline; what happened to
-    /// processes is handed to `changed`, in its place among the bytes.
-    fn drain(&mut self, mut changed: impl FnMut(&mut Self, Process)) -> usize {
+    /// Takes up to [`BATCH`] events through the pipeline; `processes` are told
+    /// what concerns them, in its place among the bytes.
+    fn drain(&mut self, processes: &mut Processes<'_>) -> usize {
         let mut taken = 0;
         let mut pending = None;
         while taken < BATCH {
@@ -364,6 +404,15 @@ impl Pipeline {
                 ..
             } = self;
             taken += source.drain(BATCH - taken, |event| {
+                if let Event::Stack(stack) = &event {
+                    if let Some(insight) = processes.discovery.python.resolve(stack) {
+                        if let Some(recorder) = recorder {
+                            recorder.insight(&insight);
+                        }
+                        tracer.insight(insight);
+                    }
+                    return ControlFlow::Continue(());
+                }
                 if let Some(recorder) = recorder {
                     recorder.event(&event);
                 }
@@ -375,7 +424,7 @@ impl Pipeline {
             });
             self.assemble();
             match pending.take() {
-                Some(process) => changed(self, process),
+                Some(process) => processes.changed(self, &process),
                 None => break,
             }
         }
@@ -439,8 +488,8 @@ impl Pipeline {
 
     /// Takes what is left in the ring. Exchanges that are still under way
     /// yield no span.
-    fn finish(&mut self) {
-        while self.drain(|_, _| {}) >= BATCH {}
+    fn finish(&mut self, processes: &mut Processes<'_>) {
+        while self.drain(processes) >= BATCH {}
         if let Some(recorder) = &mut self.recorder {
             let left_out = recorder.left_out;
             if let Err(error) = recorder.finish() {

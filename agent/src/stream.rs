@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use abi::map::Descriptor;
 use abi::record::{self, Data, Open, Owner, direction};
 
+use crate::insight::Insight;
 use crate::propagation::TraceContext;
 use crate::protocol::{
     Connection, Defect, Endpoint, Exchange, PROTOCOLS, Parser, Protocol, Role, Side, Step, Verdict,
@@ -141,6 +142,8 @@ pub enum Progress {
         /// Whether the exchange's head ended in these bytes.
         completes_head: bool,
     },
+    /// The interpreter told something of an exchange.
+    Insight(Insight),
     /// A connection is gone.
     Closed {
         /// Which.
@@ -876,6 +879,7 @@ mod tests {
             }
             Progress::Closed { conn } => format!("closed {conn}"),
             Progress::Mute { conn } => format!("mute {conn}"),
+            Progress::Insight(insight) => format!("{insight:?}"),
         }
     }
 

@@ -11,6 +11,7 @@ use abi::map::Descriptor;
 use abi::record::Process;
 
 use crate::assemble::{Assembler, Ids, Span, UnixTime};
+use crate::insight::Insight;
 use crate::resource::Resource;
 use crate::source::Event;
 use crate::stream::{Opening, Progress, Streams};
@@ -45,8 +46,15 @@ impl Tracer {
                     .close(close.conn, Some(close.at), &mut self.progress);
             }
             Event::Process(process) => return Some(process),
+            // Only the process's memory explains it: `run` has it resolved.
+            Event::Stack(_) => {}
         }
         None
+    }
+
+    /// The interpreter told something of an exchange.
+    pub fn insight(&mut self, insight: Insight) {
+        self.progress.push(Progress::Insight(insight));
     }
 
     /// A process is traced from now on, with this resource.

@@ -9,7 +9,7 @@ use aya_ebpf::programs::RawTracePointContext;
 use crate::contexts::{self, Finding};
 use crate::counters::{add, count};
 use crate::maps::{EVENTS, Pending, SCRATCH, STEPS, step, thread_flag};
-use crate::{connections, emit, processes, threads, user};
+use crate::{connections, emit, processes, stacks, threads, user};
 
 /// Where the bytes of a transfer are in the process's memory.
 ///
@@ -68,8 +68,8 @@ static REQUEST_BUDGET: u32 = 16 * 1024;
 static RESPONSE_BUDGET: u32 = 4 * 1024;
 
 /// Elements of an I/O vector that are looked at; the rest is counted. Each is
-/// a tail call, of which the kernel allows 33 (`MAX_TAIL_CALL_CNT`).
-const MAX_ELEMENTS: u64 = 16;
+/// a tail call, of which the kernel allows 32, and a walk takes most.
+const MAX_ELEMENTS: u64 = 8;
 /// Payload sizes for which a record is reserved; powers of two, so that a
 /// mask can prove the bound.
 const SMALL: u32 = 256;
@@ -162,17 +162,26 @@ pub(crate) fn transfer(
         None => 0,
     };
     data.tail = [0; 8];
-    if source.elements == BUFFER {
-        return segment(data, connection, source.address, clamp(total));
-    }
     pending.vector = source.address;
     pending.elements = source.elements;
     pending.left = total;
+    stacks::at_transfer(ctx, pid_tgid, target, place, connection, way, finding);
+    if source.elements == BUFFER {
+        return segment(&mut pending.data, connection, source.address, clamp(total));
+    }
     next_element(ctx, pending);
 }
 
-/// One element of the I/O vector that the pending transfer came in; the next
-/// one is another run of the program.
+/// Goes on with the pending transfer, which a walk has held up.
+#[inline(always)]
+pub(crate) fn resume(ctx: &RawTracePointContext) {
+    if let Some(pending) = pending() {
+        next_element(ctx, pending);
+    }
+}
+
+/// One element of the I/O vector that the pending transfer came in, or its
+/// only buffer; the next one is another run of the program.
 #[inline(always)]
 pub(crate) fn element(ctx: &RawTracePointContext) {
     let Some(pending) = pending() else {
@@ -182,6 +191,9 @@ pub(crate) fn element(ctx: &RawTracePointContext) {
     let Some(connection) = connections::held(data.pid, data.fd, data.conn) else {
         return;
     };
+    if pending.elements == BUFFER {
+        return segment(data, connection, pending.vector, clamp(pending.left));
+    }
     let Some([base, size]) = user::read::<[u64; 2]>(pending.vector, 0) else {
         return unseen(data, pending.left);
     };

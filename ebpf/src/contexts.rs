@@ -6,13 +6,14 @@ use abi::counter::Counter;
 use abi::map::{Connection, Descriptor, Target, target_flag};
 use abi::record::{Owner, role, rule};
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task};
+use aya_ebpf::programs::ProbeContext;
 
 use crate::counters::count;
 use crate::kernel::{self, offset};
 use crate::maps::{
     CONNECTIONS, CONTEXTS, ContextKey, ContextOwner, QUEUED, Queued, Thread, thread_flag,
 };
-use crate::{processes, threads, user};
+use crate::{processes, stacks, threads, user};
 
 /// The current thread's place in Python.
 #[derive(Clone, Copy)]
@@ -22,6 +23,8 @@ pub(crate) struct Place {
     /// Whether it was entered (`Context.run`); otherwise it is the thread's
     /// own base context, which is never a copy.
     pub(crate) entered: bool,
+    /// Address of the thread's `PyThreadState`.
+    pub(crate) tstate: u64,
 }
 
 /// An owner and the rule that found it, or the reason for none.
@@ -60,6 +63,7 @@ pub(crate) fn waiting_in(target: &Target) -> u64 {
         Some(Place {
             context,
             entered: true,
+            ..
         }) => context,
         _ => 0,
     }
@@ -92,6 +96,7 @@ fn raw_place(target: &Target) -> Option<Place> {
         return Some(Place {
             context,
             entered: false,
+            tstate,
         });
     }
     // `ctx_entered` is an int, or a byte in free-threaded 3.14; the first
@@ -100,6 +105,7 @@ fn raw_place(target: &Target) -> Option<Place> {
     Some(Place {
         context,
         entered: entered != 0,
+        tstate,
     })
 }
 
@@ -118,6 +124,7 @@ pub(crate) fn read_by(
         Some(Place {
             context,
             entered: true,
+            ..
         }) => {
             if target.flags & target_flag::LINEAGE != 0 {
                 let finding = Finding {
@@ -148,6 +155,7 @@ pub(crate) fn current_owner(
         Some(Place {
             context,
             entered: true,
+            ..
         }) => context_owner(pid, target, context).0,
         Some(_) if thread.flags & thread_flag::EVENT_LOOP != 0 => Finding {
             owner: Owner::default(),
@@ -205,6 +213,18 @@ pub(crate) fn sender(
     }
 }
 
+/// The current thread has entered a function that copies a context it was
+/// given, and then passes the place where copies of the current one are seen.
+#[inline(always)]
+pub(crate) fn explicit() {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    if processes::target((pid_tgid >> 32) as u32).is_some()
+        && let Some(thread) = threads::entry(pid_tgid)
+    {
+        thread.flags |= thread_flag::EXPLICIT;
+    }
+}
+
 /// `PyContext_CopyCurrent` is about to return `child`, made from the current
 /// context.
 #[inline(always)]
@@ -223,6 +243,10 @@ pub(crate) fn copied(child: u64) {
         set_owner(pid, target, child, NOBODY, false);
         return;
     };
+    if thread.flags & thread_flag::EXPLICIT != 0 {
+        thread.flags &= !thread_flag::EXPLICIT;
+        return created(child);
+    }
     let finding = current_owner(pid, target, thread, place(target, thread));
     let finding = after_read(target, thread, finding);
     let finding = match finding.rule {
@@ -255,6 +279,7 @@ pub(crate) fn created(context: u64) {
         if let Some(Place {
             context: current,
             entered: true,
+            ..
         }) = place(target, thread)
             && target.flags & target_flag::LINEAGE != 0
             && let (found, true) = context_owner(pid, target, current)
@@ -299,7 +324,7 @@ fn after_read(target: &Target, thread: &mut Thread, finding: Finding) -> Finding
 /// uvloop's transport was asked to write. It writes later, outside any
 /// context, so the owner is noted now.
 #[inline(always)]
-pub(crate) fn queued(transport: u64) {
+pub(crate) fn queued(ctx: &ProbeContext, transport: u64) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let pid = (pid_tgid >> 32) as u32;
     let Some(target) = processes::target(pid) else {
@@ -315,16 +340,18 @@ pub(crate) fn queued(transport: u64) {
         return;
     };
     let key = Descriptor { pid, fd };
-    let Some(connection) = CONNECTIONS.get_ptr(key) else {
+    let Some(connection) = CONNECTIONS.get_ptr_mut(key) else {
         return;
     };
-    // SAFETY: the map's values outlive the program run.
+    // SAFETY: the map's values outlive the program run; see
+    // `connections::find`.
+    let connection = unsafe { &mut *connection };
     let Connection {
         id,
         role: end,
         muted,
         ..
-    } = unsafe { *connection };
+    } = *connection;
     if muted != 0 {
         return;
     }
@@ -336,10 +363,16 @@ pub(crate) fn queued(transport: u64) {
         if thread.read.conn == id {
             thread.flags &= !thread_flag::FRESH_READ;
         }
-        return;
+        let place = place(target, thread);
+        let nobody = Finding {
+            owner: Owner::default(),
+            rule: rule::NONE,
+        };
+        return stacks::at_queue(ctx, pid_tgid, target, place, connection, nobody);
     }
     count(Counter::QueuedWrites);
-    let finding = current_owner(pid, target, thread, place(target, thread));
+    let place = place(target, thread);
+    let finding = current_owner(pid, target, thread, place);
     let mut queued = Queued {
         conn: id,
         owner: finding.owner,
@@ -362,6 +395,7 @@ pub(crate) fn queued(transport: u64) {
         // An older entry must not speak for these bytes.
         let _absent = QUEUED.remove(key);
     }
+    stacks::at_queue(ctx, pid_tgid, target, place, connection, finding);
 }
 
 /// The owner of a context, and whether its bytes were read in that context.

@@ -16,10 +16,13 @@ mod emit;
 mod kernel;
 mod maps;
 mod processes;
+mod stacks;
 mod syscalls;
 mod threads;
 mod user;
+mod values;
 
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::{raw_tracepoint, uprobe, uretprobe};
 use aya_ebpf::programs::{ProbeContext, RawTracePointContext, RetProbeContext};
 use aya_log_ebpf::debug;
@@ -43,6 +46,27 @@ pub(crate) fn syscall_exit(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub(crate) fn vector_element(ctx: RawTracePointContext) -> i32 {
     capture::element(&ctx);
+    0
+}
+
+/// Continues `syscall_exit` with frames of the thread's Python stack.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub(crate) fn walk_frames(ctx: RawTracePointContext) -> i32 {
+    stacks::frames(&ctx);
+    0
+}
+
+/// Continues `walk_frames` with one recipe.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub(crate) fn run_recipe(ctx: RawTracePointContext) -> i32 {
+    values::recipe(&ctx);
+    0
+}
+
+/// Continues `run_recipe` with an exception.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub(crate) fn copy_exception(ctx: RawTracePointContext) -> i32 {
+    values::exception(&ctx);
     0
 }
 
@@ -92,13 +116,89 @@ pub(crate) fn context_created(ctx: RetProbeContext) -> u32 {
     0
 }
 
+/// The entry of a function that makes an explicit copy of a context in the
+/// same place as `PyContext_CopyCurrent` its own.
+#[uprobe]
+pub(crate) fn context_explicit(_: ProbeContext) -> u32 {
+    contexts::explicit();
+    0
+}
+
+/// Programs on a place inside a function where a new context is in a register,
+/// one for each register: a copy of the current context, and any other.
+macro_rules! births {
+    ($($copied:ident $created:ident $number:literal)*) => {$(
+        #[uprobe]
+        pub(crate) fn $copied(ctx: ProbeContext) -> u32 {
+            contexts::copied(arch::holder::<$number>(&ctx));
+            0
+        }
+
+        #[uprobe]
+        pub(crate) fn $created(ctx: ProbeContext) -> u32 {
+            contexts::created(arch::holder::<$number>(&ctx));
+            0
+        }
+    )*};
+}
+
+births! {
+    copied_in_rax created_in_rax 0
+    copied_in_rbx created_in_rbx 1
+    copied_in_rbp created_in_rbp 2
+    copied_in_rdi created_in_rdi 3
+    copied_in_r12 created_in_r12 4
+    copied_in_r13 created_in_r13 5
+    copied_in_r14 created_in_r14 6
+    copied_in_r15 created_in_r15 7
+}
+
 /// `write` and `writelines` of uvloop's `UVStream`: the transport is the
 /// first argument.
 #[uprobe]
 pub(crate) fn transport_write(ctx: ProbeContext) -> u32 {
     if let Some(transport) = ctx.arg(0) {
-        contexts::queued(transport);
+        contexts::queued(&ctx, transport);
     }
+    0
+}
+
+/// `PyContextVar_Reset(PyObject *var, PyObject *token)`.
+#[uprobe]
+pub(crate) fn variable_reset(ctx: ProbeContext) -> u32 {
+    if let Some(variable) = ctx.arg(0) {
+        stacks::reset(&ctx, bpf_get_current_pid_tgid(), variable);
+    }
+    0
+}
+
+/// `PyTraceBack_Here(PyFrameObject *frame)`.
+#[uprobe]
+pub(crate) fn exception_raised(ctx: ProbeContext) -> u32 {
+    if let Some(frame) = ctx.arg(0) {
+        stacks::raised(&ctx, bpf_get_current_pid_tgid(), frame);
+    }
+    0
+}
+
+/// As `walk_frames`, after a program on a function.
+#[uprobe]
+pub(crate) fn probe_frames(ctx: ProbeContext) -> u32 {
+    stacks::frames(&ctx);
+    0
+}
+
+/// As `run_recipe`, after a program on a function.
+#[uprobe]
+pub(crate) fn probe_recipe(ctx: ProbeContext) -> u32 {
+    values::recipe(&ctx);
+    0
+}
+
+/// As `copy_exception`, after a program on a function.
+#[uprobe]
+pub(crate) fn probe_exception(ctx: ProbeContext) -> u32 {
+    values::exception(&ctx);
     0
 }
 

@@ -1,9 +1,12 @@
 //! Every BPF map, with its key, value, writer, reader and eviction.
 
-use abi::map::{Connection, Descriptor, Target};
-use abi::record::{Data, Owner};
+use abi::map::{CodeKey, Connection, Descriptor, Layout, Recipes, Target};
+use abi::record::{Data, Owner, Stack};
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
+use pyframes::frame::Walker;
+use pyframes::recipe::Scratch;
 
 /// Records for the agent. Written by every program, read by `source`. When
 /// full, records are dropped and counted. The agent sets the size.
@@ -53,15 +56,57 @@ pub(crate) static QUEUED: LruHashMap<Descriptor, Queued> = LruHashMap::with_max_
 #[map]
 pub(crate) static SCRATCH: PerCpuArray<Pending> = PerCpuArray::with_max_entries(1, 0);
 
-/// Number of a [`step`] → the program that does it. Written by the agent
+/// Index of a CPython version → its structure offsets. Written by the agent
 /// before it attaches anything.
 #[map]
-pub(crate) static STEPS: ProgramArray = ProgramArray::with_max_entries(1, 0);
+pub(crate) static LAYOUTS: Array<Layout> = Array::with_max_entries(16, 0);
 
-/// Keys of [`STEPS`].
+/// Code object → what is to be read of its frames. Written by the agent, and
+/// removed by it with the last process of the group.
+#[map]
+pub(crate) static RECIPES: HashMap<CodeKey, Recipes> =
+    HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+/// The walk that is under way, for each [`chain`]; on the stack it would not
+/// fit.
+#[map]
+pub(crate) static WALK: PerCpuArray<Walk> = PerCpuArray::with_max_entries(2, 0);
+
+/// Processor → 1 while a program on a function walks there. A kernel may
+/// interrupt it for another thread's, which then finds the entry. Written
+/// and removed here.
+#[map]
+pub(crate) static WALKING: HashMap<u32, u32> = HashMap::with_max_entries(1024, 0);
+
+/// Keys of [`WALK`]: programs on system calls run undisturbed, those on
+/// functions may be interrupted by either.
+pub(crate) mod chain {
+    /// Programs on system calls.
+    pub(crate) const SYSCALL: u32 = 0;
+    /// Programs on functions.
+    pub(crate) const FUNCTION: u32 = 1;
+}
+
+/// Number of a [`step`] → the program on system calls that does it. Written
+/// by the agent before it attaches anything.
+#[map]
+pub(crate) static STEPS: ProgramArray = ProgramArray::with_max_entries(4, 0);
+
+/// Number of a [`step`] → the program on functions that does it; the kernel
+/// wants programs of one kind in an array. Written as [`STEPS`].
+#[map]
+pub(crate) static FUNCTION_STEPS: ProgramArray = ProgramArray::with_max_entries(4, 0);
+
+/// Keys of [`STEPS`] and [`FUNCTION_STEPS`].
 pub(crate) mod step {
-    /// `vector_element`.
+    /// `vector_element`; on system calls only.
     pub(crate) const ELEMENT: u32 = 0;
+    /// `walk_frames`.
+    pub(crate) const FRAMES: u32 = 1;
+    /// `run_recipe`.
+    pub(crate) const RECIPE: u32 = 2;
+    /// `copy_exception`.
+    pub(crate) const EXCEPTION: u32 = 3;
 }
 
 /// Value of [`SCRATCH`].
@@ -70,13 +115,111 @@ pub(crate) mod step {
 pub(crate) struct Pending {
     /// The record to be written.
     pub(crate) data: Data,
-    /// Address of the next element of its I/O vector.
+    /// Address of the next element of its I/O vector, or of its buffer.
     pub(crate) vector: u64,
-    /// Elements that may still be looked at.
+    /// Elements that may still be looked at, or that it is one buffer.
     pub(crate) elements: u64,
     /// Bytes that those hold.
     pub(crate) left: u64,
 }
+
+/// Value of [`WALK`].
+#[repr(C)]
+pub(crate) struct Walk {
+    /// The frames that are left.
+    pub(crate) walker: Walker,
+    /// For running recipes.
+    pub(crate) scratch: Scratch,
+    /// Address of the thread's `PyThreadState`.
+    pub(crate) tstate: u64,
+    /// Moments whose recipes are run, a bit each.
+    pub(crate) moments: u32,
+    /// Index in [`LAYOUTS`].
+    pub(crate) layout: u32,
+    /// Non-zero: the walker has begun.
+    pub(crate) started: u32,
+    /// Non-zero: a transfer waits for the walk's end.
+    pub(crate) transfer: u32,
+    /// Values that may still be looked for.
+    pub(crate) left: u32,
+    /// How many [`Walk::hits`] there are.
+    pub(crate) hits_len: u32,
+    /// The hit whose recipes are being run.
+    pub(crate) hit: u32,
+    /// Which of them is next.
+    pub(crate) recipe: u32,
+    /// Bytes of [`Walk::body`] in use.
+    pub(crate) used: u32,
+    /// Zero.
+    pub(crate) pad: u32,
+    /// Frames whose code has recipes.
+    pub(crate) hits: [Hit; MAX_HITS],
+    /// The exception that is being copied.
+    pub(crate) exception: Raised,
+    /// The record's beginning; the rest follows it.
+    pub(crate) stack: Stack,
+    /// Frames and values, with room for a length that is not checked yet.
+    pub(crate) body: [u8; BODY_BYTES + MAX_VALUE_BYTES],
+}
+
+/// A frame whose code has recipes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Hit {
+    /// Its address.
+    pub(crate) frame: u64,
+    /// Its code object.
+    pub(crate) code: u64,
+    /// Its index in the walk.
+    pub(crate) index: u64,
+}
+
+/// An exception that is being copied.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Raised {
+    /// Address of the exception; up to 3.11 of what it is to be made of.
+    pub(crate) address: u64,
+    /// Address of its type, where that is known, or 0.
+    pub(crate) type_address: u64,
+    /// Its traceback as the thread has it, or 0.
+    pub(crate) traceback: u64,
+    /// The code object and instruction of a frame that the traceback lacks
+    /// yet; no code object if it lacks none.
+    pub(crate) code: u64,
+    /// See `code`: as [`abi::record::Traceback::lasti`].
+    pub(crate) lasti: i32,
+    /// Exceptions before it in its chain.
+    pub(crate) depth: u32,
+    /// [`abi::map::Recipe::id`] of the recipe that led to it.
+    pub(crate) recipe: u32,
+    /// Index of its frame in the walk.
+    pub(crate) frame: u16,
+    /// [`abi::record::Value::part`].
+    pub(crate) part: u8,
+    /// Zero.
+    pub(crate) pad: u8,
+    /// The next entry of its traceback.
+    pub(crate) entry: u64,
+    /// How many were copied.
+    pub(crate) entries: u64,
+    /// Address of a tuple of its arguments, or 0.
+    pub(crate) args: u64,
+    /// Address of what is its only argument, or 0.
+    pub(crate) only: u64,
+    /// Address of the exception that is next in its chain, or 0.
+    pub(crate) next: u64,
+    /// [`abi::record::Value::part`] of that one.
+    pub(crate) next_part: u64,
+}
+
+/// Frames whose code has recipes that a walk notes.
+pub(crate) const MAX_HITS: usize = 16;
+/// Bytes of a record behind its beginning, at most, and less than a power of
+/// two: 64 frames and 6 KiB of values.
+pub(crate) const BODY_BYTES: usize = 8192;
+/// The most bytes that a value takes.
+pub(crate) const MAX_VALUE_BYTES: usize = 1024;
 
 /// A thread of a target process.
 #[repr(C)]
@@ -110,6 +253,9 @@ pub(crate) mod thread_flag {
     pub(crate) const WAITED: u32 = 8;
     /// A context took `read` over, and there was no wait or read since.
     pub(crate) const TAKEN: u32 = 16;
+    /// It is inside a function that copies a context it was given, not the
+    /// current one.
+    pub(crate) const EXPLICIT: u32 = 32;
 }
 
 /// Key of [`CONTEXTS`].

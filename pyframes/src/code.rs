@@ -7,7 +7,7 @@ use crate::layout::{ABSENT, Layout};
 use crate::object;
 use crate::sequence::{Bytes, Sequence};
 use crate::text::{c_string_equals, str_equals};
-use crate::{Error, Memory, field, u64_in};
+use crate::{Error, Memory, field, frame, u64_in};
 
 /// Bits of [`Code::flags`] (`CO_*` of CPython's `code.h`, all versions).
 pub mod flag {
@@ -94,12 +94,27 @@ pub struct Variable {
 
 /// Whether the object at `address` is a code object.
 pub fn is_code<M: Memory>(memory: &M, layout: &Layout, address: u64) -> Result<bool, Error> {
+    is_named(memory, layout, address, "code")
+}
+
+/// Whether the object at `address` is a cell.
+pub fn is_cell<M: Memory>(memory: &M, layout: &Layout, address: u64) -> Result<bool, Error> {
+    is_named(memory, layout, address, "cell")
+}
+
+/// Whether the object at `address` is of the interpreter's type called `name`.
+fn is_named<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+    name: &str,
+) -> Result<bool, Error> {
     let type_address = object::type_of(memory, layout, address)?;
     if !object::is_static(memory, layout, type_address)? {
         return Ok(false);
     }
-    let name = memory.pointer(field(type_address, layout.type_object.tp_name))?;
-    c_string_equals(memory, name, "code")
+    let tp_name = memory.pointer(field(type_address, layout.type_object.tp_name))?;
+    c_string_equals(memory, tp_name, name)
 }
 
 impl Code {
@@ -222,6 +237,26 @@ impl Code {
             }
         }
         Ok(found)
+    }
+}
+
+impl Variable {
+    /// The object that the variable is bound to in the frame at `frame` (as
+    /// [`frame::Frame::address`] has it), or `None` if it is not bound.
+    pub fn value<M: Memory>(
+        &self,
+        memory: &M,
+        layout: &Layout,
+        frame: u64,
+    ) -> Result<Option<u64>, Error> {
+        let value = frame::local(memory, layout, frame, self.slot)?;
+        match value {
+            Some(cell) if self.kind != Kind::Local && is_cell(memory, layout, cell)? => {
+                let content = memory.u64(field(cell, layout.cell.ob_ref))?;
+                Ok((content != 0).then_some(content))
+            }
+            _ => Ok(value),
+        }
     }
 }
 

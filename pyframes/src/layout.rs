@@ -225,6 +225,11 @@ pub struct ThreadState {
     /// The exception that is being raised: `curexc_value` up to 3.11,
     /// `current_exception` since.
     pub current_exception: u32,
+    /// `curexc_type`: its type, which tells what it is to become if
+    /// `curexc_value` is no exception yet; up to 3.11.
+    pub exception_type: u32,
+    /// `curexc_traceback`, which replaces the exception's own; up to 3.11.
+    pub exception_traceback: u32,
     /// `exc_info`: the exceptions that are being handled, an
     /// `_PyErr_StackItem`.
     pub exc_info: u32,

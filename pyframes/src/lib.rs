@@ -23,16 +23,20 @@ pub mod exception;
 pub mod frame;
 pub mod generator;
 pub mod interpreter;
+pub mod keyed;
 pub mod layout;
 pub mod line;
 pub mod object;
 pub mod recipe;
+pub mod repr;
 pub mod sequence;
 pub mod text;
 pub mod value;
 
 #[cfg(test)]
 mod fake;
+
+use zerocopy::IntoBytes;
 
 pub use code::Code;
 pub use dict::Dict;
@@ -46,6 +50,19 @@ pub use sequence::Sequence;
 pub trait Memory {
     /// Fills `into` from `address`; false if any byte cannot be read.
     fn read(&self, address: u64, into: &mut [u8]) -> bool;
+
+    /// Fills the first `count` words of `into` from `address`; false if any
+    /// byte cannot be read, or if there are not that many.
+    ///
+    /// Apart from [`Memory::read`] because the kernel's verifier wants the
+    /// bound of a length shown in a way of its own.
+    #[inline(always)]
+    fn words(&self, address: u64, into: &mut [u64; WORDS], count: usize) -> bool {
+        match into.get_mut(..count) {
+            Some(into) => self.read(address, into.as_mut_bytes()),
+            None => false,
+        }
+    }
 
     /// The `N` bytes at `address`.
     #[inline(always)]
@@ -85,6 +102,10 @@ pub trait Memory {
         }
     }
 }
+
+/// Words of the buffer that [`Memory::words`] fills; a power of two, so that
+/// offsets can be masked.
+pub const WORDS: usize = 256;
 
 /// Why something could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -43,11 +43,13 @@ fn spans(count: u8) -> Vec<Span> {
         start: 1_700_000_000_000_000_000,
         end: 1_700_000_000_001_000_000,
         exchange: Exchange {
-            scope: "otel-ebpf.http",
+            scope: "otel-ebpf.http".into(),
+            route_key: None,
             name: "GET /".into(),
             attributes: vec![("http.response.status_code".into(), 200_i64.into())],
             status: Status::Unset,
         },
+        events: Vec::new(),
     };
     (1..=count).map(span).collect()
 }

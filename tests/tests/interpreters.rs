@@ -14,6 +14,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use otel_ebpf::remote::{Process, ProcessError};
+use otel_ebpf::target::births::Birth;
 use otel_ebpf::target::interpreter::{Interpreter, InterpreterError};
 use otel_ebpf::target::placement;
 use otel_ebpf::target::uvloop;
@@ -127,6 +128,17 @@ fn check_python(python: Option<Python>) {
     assert_eq!(found.has_module(&process, "thread"), Ok(false));
 
     check_probes(&process, &found);
+    check_births(&process, &found);
+}
+
+/// Every way in which a context comes into being has a place for a plain
+/// probe, in every build.
+fn check_births(process: &Process, found: &Interpreter) {
+    let births = found.context_births(process).expect("finds the makers");
+    let births = births.expect("the code tells where the result is");
+    let count = |kind: fn(&Birth) -> bool| births.iter().filter(|(birth, _)| kind(birth)).count();
+    assert!(count(|birth| matches!(birth, Birth::CopiedIn(_))) > 0);
+    assert!(count(|birth| matches!(birth, Birth::CreatedIn(_))) > 0);
 }
 
 /// A function of the interpreter is found by symbol and by method table, and

@@ -94,6 +94,7 @@ fn replay(entries: &[Entry], to_the_end: bool) -> Vec<Span> {
                 tracer.process(*pid, Arc::clone(resource));
             }
             Entry::Opening(opening) => tracer.open(opening.clone()),
+            Entry::Insight(insight) => tracer.insight((**insight).clone()),
         }
         tracer.spans(&Fixed, |_| {}, |span| spans.push(span));
     }

@@ -49,7 +49,8 @@ fn span(id: u8) -> Span {
         start: 1_700_000_000_000_000_000 + u64::from(id),
         end: 1_700_000_000_000_000_100,
         exchange: Exchange {
-            scope: "otel-ebpf.http",
+            scope: "otel-ebpf.http".into(),
+            route_key: None,
             name: "GET /größe".into(),
             attributes: vec![
                 ("http.response.status_code".into(), 503_i64.into()),
@@ -63,6 +64,7 @@ fn span(id: u8) -> Span {
             ],
             status: Status::Error("upstream gone".to_owned()),
         },
+        events: Vec::new(),
     }
 }
 

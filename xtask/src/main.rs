@@ -1,5 +1,5 @@
-//! The project's tasks: `cargo xtask build | demo | test | bench | kernels |
-//! roots | tidy`.
+//! The project's tasks: `cargo xtask build | demo | test | parity | bench |
+//! kernels | roots | tidy`.
 //!
 //! One module per task, and those that they share: `toolchain` (what must be
 //! installed), `python` (virtual environments), `debian` (packages), `roots`
@@ -27,6 +27,7 @@ mod toolchain;
 mod bench;
 mod demo;
 mod kernels;
+mod parity;
 mod test;
 mod tidy;
 
@@ -46,6 +47,8 @@ enum Task {
     Demo(demo::Options),
     /// Runs every test; needs root
     Test(test::Options),
+    /// Compares our spans with those of the in-process instrumentation
+    Parity(parity::Options),
     /// Measures what tracing costs a service, beside the in-process SDK
     Bench(bench::Options),
     /// Loads every BPF program on Debian's kernels, in QEMU
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Task::Build => Toolchain::ensure().and_then(|tools| tools.build_agent().map(drop)),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
+        Task::Parity(options) => parity::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Kernels(options) => kernels::run(&options),
         Task::Roots => roots::run_task(),

@@ -727,11 +727,13 @@ mod tests {
             start: START + time.0 * 1_000,
             end: START + time.1 * 1_000,
             exchange: Exchange {
-                scope: "otel-ebpf.http",
+                scope: "otel-ebpf.http".into(),
+                route_key: None,
                 name: name.into(),
                 attributes: Vec::new(),
                 status: Status::Unset,
             },
+            events: Vec::new(),
         }
     }
 

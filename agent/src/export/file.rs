@@ -91,7 +91,8 @@ mod tests {
             start: 1_700_000_000_000_000_001,
             end: 1_700_000_000_000_000_002,
             exchange: Exchange {
-                scope: "otel-ebpf.http",
+                scope: "otel-ebpf.http".into(),
+                route_key: None,
                 name: "GET".into(),
                 attributes: vec![
                     ("server.port".into(), 443_i64.into()),
@@ -99,6 +100,7 @@ mod tests {
                 ],
                 status: Status::Error(String::new()),
             },
+            events: Vec::new(),
         }
     }
 

@@ -311,11 +311,13 @@ mod tests {
             start: 1,
             end: 2,
             exchange: Exchange {
-                scope: "otel-ebpf.http",
+                scope: "otel-ebpf.http".into(),
+                route_key: None,
                 name: "GET /".into(),
                 attributes: vec![("k".into(), "v".repeat(value_len).into())],
                 status: Status::Unset,
             },
+            events: Vec::new(),
         };
         vec![span; count]
     }

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use proto::otlp::common::v1::any_value::Value as OtlpValue;
 use proto::otlp::common::v1::{AnyValue, ArrayValue, InstrumentationScope, KeyValue};
 use proto::otlp::resource::v1::Resource as OtlpResource;
-use proto::otlp::trace::v1::span::SpanKind;
+use proto::otlp::trace::v1::span::{Event as OtlpEvent, SpanKind};
 use proto::otlp::trace::v1::status::StatusCode;
 use proto::otlp::trace::v1::{
     ResourceSpans, ScopeSpans, Span as OtlpSpan, SpanFlags, Status as OtlpStatus,
 };
 
-use crate::assemble::Span;
+use crate::assemble::{Span, SpanEvent};
 use crate::attribute::{Attributes, Key, Value};
 use crate::config::SpanLimits;
 use crate::protocol::{Role, Status};
@@ -33,7 +33,7 @@ pub fn resource_spans(spans: Vec<Span>, limits: &SpanLimits) -> Vec<ResourceSpan
     let mut groups: Vec<(Arc<Resource>, Scopes)> = Vec::new();
     for span in spans {
         let resource = Arc::clone(&span.resource);
-        let scope = span.exchange.scope;
+        let scope = span.exchange.scope.clone();
         let span = otlp_span(span, limits);
         let Some((_, scopes)) = groups
             .iter_mut()
@@ -54,7 +54,7 @@ pub fn resource_spans(spans: Vec<Span>, limits: &SpanLimits) -> Vec<ResourceSpan
             resource: Some(otlp_resource(&resource)),
             scope_spans: scopes
                 .into_iter()
-                .map(|(scope, spans)| scope_spans(scope, spans))
+                .map(|(scope, spans)| scope_spans(&scope, spans))
                 .collect(),
             schema_url: SCHEMA_URL.to_owned(),
         })
@@ -62,7 +62,7 @@ pub fn resource_spans(spans: Vec<Span>, limits: &SpanLimits) -> Vec<ResourceSpan
 }
 
 /// The spans of each scope.
-type Scopes = Vec<(&'static str, Vec<OtlpSpan>)>;
+type Scopes = Vec<(Cow<'static, str>, Vec<OtlpSpan>)>;
 
 fn otlp_resource(resource: &Resource) -> OtlpResource {
     OtlpResource {
@@ -102,6 +102,7 @@ fn otlp_span(span: Span, limits: &SpanLimits) -> OtlpSpan {
         start,
         end,
         exchange,
+        events,
     } = span;
     let remote = parent.is_some_and(|parent| parent.remote);
     let (attributes, dropped_attributes_count) = otlp_attributes(exchange.attributes, limits);
@@ -128,6 +129,12 @@ fn otlp_span(span: Span, limits: &SpanLimits) -> OtlpSpan {
         end_time_unix_nano: end.max(start),
         attributes,
         dropped_attributes_count,
+        dropped_events_count: dropped(events.len(), limits.event_count),
+        events: events
+            .into_iter()
+            .take(limits.event_count)
+            .map(|event| otlp_event(event, limits))
+            .collect(),
         status: match exchange.status {
             Status::Unset => None,
             Status::Error(message) => Some(OtlpStatus {
@@ -139,16 +146,40 @@ fn otlp_span(span: Span, limits: &SpanLimits) -> OtlpSpan {
     }
 }
 
+fn otlp_event(event: SpanEvent, limits: &SpanLimits) -> OtlpEvent {
+    let SpanEvent {
+        name,
+        at,
+        attributes,
+    } = event;
+    let dropped_attributes_count = dropped(attributes.len(), limits.event_attribute_count);
+    OtlpEvent {
+        time_unix_nano: at,
+        name: name.to_owned(),
+        attributes: attributes
+            .into_iter()
+            .take(limits.event_attribute_count)
+            .map(|(key, value)| key_value(key, value, limits.attribute_value_length))
+            .collect(),
+        dropped_attributes_count,
+    }
+}
+
 /// Keeps the first attributes up to the limit, and says how many were left
 /// out.
 fn otlp_attributes(attributes: Attributes, limits: &SpanLimits) -> (Vec<KeyValue>, u32) {
-    let dropped = attributes.len().saturating_sub(limits.attribute_count);
+    let left_out = dropped(attributes.len(), limits.attribute_count);
     let kept = attributes
         .into_iter()
         .take(limits.attribute_count)
         .map(|(key, value)| key_value(key, value, limits.attribute_value_length))
         .collect();
-    (kept, u32::try_from(dropped).unwrap_or(u32::MAX))
+    (kept, left_out)
+}
+
+/// How many of `count` things are beyond the limit.
+fn dropped(count: usize, limit: usize) -> u32 {
+    u32::try_from(count.saturating_sub(limit)).unwrap_or(u32::MAX)
 }
 
 fn key_value(key: Key, value: Value, max_length: Option<usize>) -> KeyValue {
@@ -206,11 +237,13 @@ mod tests {
             start: 10,
             end: 20,
             exchange: Exchange {
-                scope,
+                scope: scope.into(),
+                route_key: None,
                 name: "GET /".into(),
                 attributes: Vec::new(),
                 status: Status::Unset,
             },
+            events: Vec::new(),
         }
     }
 
@@ -331,10 +364,29 @@ mod tests {
         let limits = SpanLimits {
             attribute_count: 2,
             attribute_value_length: Some(3),
+            event_count: 1,
+            event_attribute_count: 1,
         };
-        let otlp = translate(long, &limits);
+        let event = |name| SpanEvent {
+            name,
+            at: 15,
+            attributes: vec![("a".into(), "grüße".into()), ("b".into(), 1.into())],
+        };
+        long.events = vec![event("first"), event("second")];
         let text = |text: &str| OtlpValue::StringValue(text.to_owned());
+        let otlp = translate(long, &limits);
         assert_eq!(otlp.dropped_attributes_count, 2);
+        assert_eq!(otlp.dropped_events_count, 1);
+        assert_eq!(otlp.events.len(), 1);
+        assert_eq!(otlp.events[0].name, "first");
+        assert_eq!(otlp.events[0].time_unix_nano, 15);
+        assert_eq!(otlp.events[0].dropped_attributes_count, 1);
+        assert_eq!(
+            otlp.events[0].attributes[0].value,
+            Some(AnyValue {
+                value: Some(text("grü"))
+            })
+        );
         assert_eq!(otlp.attributes.len(), 2);
         assert_eq!(
             otlp.attributes[0].value,

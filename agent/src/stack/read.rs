@@ -8,7 +8,7 @@ use pyframes::code::{self, Kind, Variable};
 use pyframes::frame::{self, Walker};
 use pyframes::interpreter as state;
 use pyframes::layout::ABSENT;
-use pyframes::value::{self, Limits};
+use pyframes::repr::{self, Limits};
 use pyframes::{Code, Error, Memory, attribute, line, object, text};
 
 use super::threads::{KernelThreads, Progress};
@@ -374,7 +374,7 @@ impl Reader {
     fn value(&self, address: u64) -> String {
         let (process, layout) = (&self.process, &self.interpreter.layout);
         let mut text = String::new();
-        match value::write_repr(process, layout, address, &Limits::default(), &mut text) {
+        match repr::write_repr(process, layout, address, &Limits::default(), &mut text) {
             // A `String` takes everything.
             Ok(()) | Err(std::fmt::Error) => text,
         }

@@ -35,12 +35,30 @@ pub enum Counter {
     QueuedWrites = 13,
     /// A forked child was not followed because the table was full.
     TargetTableFull = 14,
+    /// Stack records written to the ring.
+    Stacks = 15,
+    /// Stack records lost because the ring was full.
+    StackRingFull = 16,
+    /// Walks that ended at memory that could not be read.
+    StackUnreadable = 17,
+    /// Walks that ended before the outermost frame: too many frames.
+    StackTooDeep = 18,
+    /// Walks not begun because another was under way on the processor.
+    StackBusy = 19,
+    /// Walks not begun because the thread's `PyThreadState` was not found.
+    StackNoThread = 20,
+    /// Walks that the kernel did not let go on.
+    StackCutOff = 21,
+    /// Values of frames that did not fit into their record.
+    StackValuesFull = 22,
+    /// Values of frames that could not be reached.
+    StackValueFailed = 23,
 }
 
 impl Counter {
     /// Every counter with its name as the operator reads it and whether it
     /// counts a loss.
-    pub const ALL: [(Self, &'static str, bool); 15] = [
+    pub const ALL: [(Self, &'static str, bool); 24] = [
         (Self::RecordsWritten, "kernel.records", false),
         (Self::DataRingFull, "kernel.lost.data_ring_full", true),
         (
@@ -76,5 +94,14 @@ impl Counter {
         (Self::ContextCopies, "kernel.context_copies", false),
         (Self::QueuedWrites, "kernel.queued_writes", false),
         (Self::TargetTableFull, "kernel.lost.target_table_full", true),
+        (Self::Stacks, "kernel.stacks", false),
+        (Self::StackRingFull, "kernel.lost.stack_ring_full", true),
+        (Self::StackUnreadable, "kernel.stack_unreadable", false),
+        (Self::StackTooDeep, "kernel.stack_too_deep", false),
+        (Self::StackBusy, "kernel.stack_busy", false),
+        (Self::StackNoThread, "kernel.stack_no_thread", false),
+        (Self::StackCutOff, "kernel.stack_cut_off", false),
+        (Self::StackValuesFull, "kernel.stack_values_full", false),
+        (Self::StackValueFailed, "kernel.stack_value_failed", false),
     ];
 }

@@ -204,6 +204,9 @@ pub struct Recipes {
 pub mod recipes_flag {
     /// Frames outside this one are of no interest: the walk ends here.
     pub const LAST: u32 = 1;
+    /// From this bit on the moments of all recipes together, one bit each;
+    /// filled in where the recipes are handed to the kernel.
+    pub const MOMENTS_SHIFT: u32 = 8;
 }
 
 /// One recipe: where it starts, its steps, and what is made of the object

@@ -318,6 +318,15 @@ pub mod part {
     pub const CONTEXT: u8 = 3;
 }
 
+/// Bits of [`Value::detail`] of an exception.
+pub mod exception_detail {
+    /// Its traceback has more entries than were copied, or could not be read
+    /// to its end.
+    pub const TRACEBACK_CUT: u8 = 1;
+    /// It has more arguments than were copied.
+    pub const ARGUMENTS_CUT: u8 = 2;
+}
+
 /// What a recipe led to; its bytes follow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -334,8 +343,10 @@ pub struct Value {
     pub len: u32,
     /// Bytes of a code point: 1, 2 or 4.
     pub width: u8,
-    /// See [`value::FAILED`]; for a text, an exception and its arguments
-    /// non-zero if there is more than was copied.
+    /// Of [`value::FAILED`] the number of the failing step (the first is 0;
+    /// [`pyframes::recipe::MAX_STEPS`]: the object reached is not what was
+    /// wanted). Of a text non-zero if there is more than was copied. Of an
+    /// exception see [`exception_detail`].
     pub detail: u8,
     /// Zero.
     pub pad: u16,

@@ -27,6 +27,8 @@ pub(super) const LAYOUT: Layout = Layout {
         frame: 56,
         frame_link: 8,
         current_exception: 104,
+        exception_type: 96,
+        exception_traceback: 112,
         exc_info: 120,
     },
     context: Context { ctx_entered: 40 },

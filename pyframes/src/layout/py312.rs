@@ -27,6 +27,8 @@ pub(super) const LAYOUT: Layout = Layout {
         frame: 56,
         frame_link: 0,
         current_exception: 96,
+        exception_type: ABSENT,
+        exception_traceback: ABSENT,
         exc_info: 104,
     },
     context: Context { ctx_entered: 40 },

@@ -27,6 +27,8 @@ pub(super) const LAYOUT: Layout = Layout {
         frame: 72,
         frame_link: ABSENT,
         current_exception: 112,
+        exception_type: ABSENT,
+        exception_traceback: ABSENT,
         exc_info: 120,
     },
     context: Context { ctx_entered: 40 },

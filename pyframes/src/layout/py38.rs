@@ -27,6 +27,8 @@ pub(super) const LAYOUT: Layout = Layout {
         frame: 24,
         frame_link: ABSENT,
         current_exception: 96,
+        exception_type: 88,
+        exception_traceback: 104,
         exc_info: 144,
     },
     context: Context { ctx_entered: 40 },

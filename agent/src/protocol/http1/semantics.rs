@@ -385,9 +385,10 @@ fn try_request(
     );
     let head = RequestHead {
         exchange: Box::new(Exchange {
-            scope: SCOPE,
+            scope: Cow::Borrowed(SCOPE),
             name: known.cloned().unwrap_or(Cow::Borrowed("HTTP")),
             attributes,
+            route_key: (ends.role == Role::Server).then_some("http.route"),
             status: Status::Unset,
         }),
         framing: framing.of_request(),

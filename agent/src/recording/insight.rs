@@ -1,0 +1,140 @@
+//! Insights as JSON.
+
+use std::sync::Arc;
+
+use abi::record::Owner;
+use serde_json::{Value as Json, json};
+
+use super::number;
+use crate::insight::{CodeLocation, Exception, Insight, Subject};
+use crate::stream::Evidence;
+
+/// Frameworks whose names can be read again: an [`Insight`] has them as
+/// constants.
+fn framework(name: &str) -> Option<&'static str> {
+    crate::insight::FRAMEWORKS
+        .iter()
+        .find(|known| **known == name)
+        .copied()
+}
+
+pub(super) fn write(insight: &Insight) -> Json {
+    let Insight {
+        subject,
+        at,
+        framework,
+        route,
+        code,
+        exception,
+    } = insight;
+    let subject = match subject {
+        Subject::Answering(conn) => json!({ "answering": conn }),
+        Subject::Sending(conn) => json!({ "sending": conn }),
+        Subject::Owned(Evidence { owner, rule }) => {
+            json!({ "owner": owner.conn, "offset": owner.offset, "rule": rule })
+        }
+    };
+    json!({
+        "subject": subject,
+        "at": at,
+        "framework": framework,
+        "route": route.as_deref(),
+        "code": code.as_ref().map(|code| json!([code.function, code.path, code.line])),
+        "exception": exception.as_ref().map(|exception| {
+            json!([exception.type_name, exception.message, exception.stacktrace])
+        }),
+    })
+}
+
+pub(super) fn read(json: &Json) -> Option<Insight> {
+    Some(Insight {
+        subject: subject(json.get("subject")?)?,
+        at: number(json, "at")?,
+        framework: json.get("framework")?.as_str().and_then(framework),
+        route: json.get("route")?.as_str().map(Arc::from),
+        code: match json.get("code")? {
+            Json::Null => None,
+            code => Some(Arc::new(CodeLocation {
+                function: text(code, 0)?,
+                path: text(code, 1)?,
+                line: u32::try_from(code.get(2)?.as_u64()?).ok()?,
+            })),
+        },
+        exception: match json.get("exception")? {
+            Json::Null => None,
+            exception => Some(Box::new(Exception {
+                type_name: text(exception, 0)?,
+                message: text(exception, 1),
+                stacktrace: text(exception, 2)?,
+            })),
+        },
+    })
+}
+
+fn subject(json: &Json) -> Option<Subject> {
+    if let Some(conn) = number(json, "answering") {
+        return Some(Subject::Answering(conn));
+    }
+    if let Some(conn) = number(json, "sending") {
+        return Some(Subject::Sending(conn));
+    }
+    Some(Subject::Owned(Evidence {
+        owner: Owner {
+            conn: number(json, "owner")?,
+            offset: number(json, "offset")?,
+        },
+        rule: number(json, "rule")?,
+    }))
+}
+
+fn text(json: &Json, idx: usize) -> Option<String> {
+    json.get(idx)?.as_str().map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_it_wrote() {
+        let evidence = Evidence {
+            owner: Owner {
+                conn: u64::MAX,
+                offset: 7,
+            },
+            rule: 2,
+        };
+        let full = Insight {
+            subject: Subject::Owned(evidence),
+            at: 5,
+            framework: Some("flask"),
+            route: Some("/a/<b>".into()),
+            code: Some(Arc::new(CodeLocation {
+                function: "a.b".to_owned(),
+                path: "/a.py".to_owned(),
+                line: 9,
+            })),
+            exception: Some(Box::new(Exception {
+                type_name: "a.B".to_owned(),
+                message: None,
+                stacktrace: "Traceback".to_owned(),
+            })),
+        };
+        let bare = |subject| Insight {
+            subject,
+            at: 0,
+            framework: None,
+            route: None,
+            code: None,
+            exception: None,
+        };
+        for insight in [
+            full,
+            bare(Subject::Answering(3)),
+            bare(Subject::Sending(1 << 63)),
+        ] {
+            assert_eq!(read(&write(&insight)), Some(insight));
+        }
+        assert_eq!(read(&json!({})), None);
+    }
+}

@@ -1,0 +1,502 @@
+//! Walks the Python stack of the current thread and writes a record of it.
+//!
+//! A walk is a chain of programs that continue each other, with what it has
+//! found so far in a map: `frames` notes code objects, `values` then runs the
+//! recipes of those that have any. Whoever begins a walk hands over to the
+//! chain and does nothing after it; a transfer that caused it is recorded at
+//! its end, so that the stack comes first in the ring.
+
+use abi::counter::Counter;
+use abi::map::{CodeKey, Connection, Target, recipes_flag, target_flag};
+use abi::record::{Frame, Stack, direction, kind, moment, role, stack_flag};
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
+use aya_ebpf::programs::{ProbeContext, RawTracePointContext};
+use pyframes::Layout;
+use pyframes::frame::{self, Advance};
+
+use crate::contexts::{Finding, Place};
+use crate::counters::count;
+use crate::maps::{
+    BODY_BYTES, EVENTS, FUNCTION_STEPS, Hit, LAYOUTS, MAX_HITS, RECIPES, STEPS, WALK, WALKING,
+    Walk, chain, step,
+};
+use crate::user::User;
+use crate::{capture, contexts, emit, processes, threads};
+
+/// Frames of a record.
+const MAX_FRAMES: u32 = 64;
+/// Frames that one program reads.
+const FRAMES_PER_RUN: u32 = 40;
+
+/// A kind of program that walks.
+pub(crate) trait Chain: EbpfContext {
+    /// Its [`WALK`] entry.
+    const SCRATCH: u32;
+
+    /// Values and exceptions of a record after the first. Each is a tail
+    /// call, of which the kernel allows 32, the runs over frames included.
+    const MAX_VALUES: u32;
+
+    /// Takes this processor's entry; false if a program that was interrupted
+    /// uses it.
+    fn claim() -> bool;
+
+    /// Lets go of it.
+    fn release();
+
+    /// Continues with another program; returns only if the kernel refuses.
+    fn go(&self, step: u32);
+
+    /// Continues with the transfer that the walk held up.
+    fn transfer(&self);
+}
+
+impl Chain for RawTracePointContext {
+    const SCRATCH: u32 = chain::SYSCALL;
+
+    /// The elements of the transfer come after them.
+    const MAX_VALUES: u32 = 19;
+
+    /// Nothing interrupts these programs for another thread.
+    #[inline(always)]
+    fn claim() -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn release() {}
+
+    #[inline(always)]
+    fn go(&self, step: u32) {
+        // SAFETY: nothing here waits to be dropped.
+        unsafe { STEPS.tail_call(self, step) };
+    }
+
+    #[inline(always)]
+    fn transfer(&self) {
+        capture::resume(self);
+    }
+}
+
+impl Chain for ProbeContext {
+    const SCRATCH: u32 = chain::FUNCTION;
+
+    const MAX_VALUES: u32 = 26;
+
+    #[inline(always)]
+    fn claim() -> bool {
+        WALKING
+            .insert(processor(), 1, u64::from(BPF_NOEXIST))
+            .is_ok()
+    }
+
+    #[inline(always)]
+    fn release() {
+        let _never_absent = WALKING.remove(processor());
+    }
+
+    #[inline(always)]
+    fn go(&self, step: u32) {
+        // SAFETY: nothing here waits to be dropped.
+        unsafe { FUNCTION_STEPS.tail_call(self, step) };
+    }
+
+    /// None waits: the system call is still to come.
+    #[inline(always)]
+    fn transfer(&self) {}
+}
+
+/// The processor that the program runs on, to its end.
+#[inline(always)]
+fn processor() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_get_smp_processor_id() }
+}
+
+/// What a walk is about.
+#[derive(Clone, Copy)]
+pub(crate) struct About {
+    /// See [`moment`].
+    pub(crate) moment: u8,
+    /// Moments whose recipes are run, a bit each.
+    pub(crate) moments: u32,
+    /// Connection id, or 0.
+    pub(crate) conn: u64,
+    /// Whose event it is.
+    pub(crate) finding: Finding,
+}
+
+/// The moment at which a connection is about to send, if the stack is of
+/// interest now: at the first bytes after some were received.
+#[inline(always)]
+pub(crate) fn moment_of(target: &Target, connection: &Connection) -> Option<(u8, u32)> {
+    if connection.walked != 0 {
+        return None;
+    }
+    let answers = target.flags & target_flag::STACK_AT_RESPONSE != 0;
+    let asks = target.flags & target_flag::STACK_AT_REQUEST != 0;
+    match connection.role {
+        role::SERVER if answers => Some((moment::RESPONSE, 1 << moment::RESPONSE)),
+        role::CLIENT if asks => Some((moment::REQUEST, 1 << moment::REQUEST)),
+        // The part that the process plays is not known yet.
+        role::UNKNOWN if answers || asks => {
+            let both = 1 << moment::RESPONSE | 1 << moment::REQUEST;
+            if answers && connection.received != 0 {
+                Some((moment::RESPONSE, both))
+            } else {
+                Some((moment::REQUEST, both))
+            }
+        }
+        _ => None,
+    }
+}
+
+/// Prepares a walk, unless there can be none. Whoever prepared it continues
+/// with [`step::FRAMES`] or another step, or gives it up.
+#[inline(always)]
+pub(crate) fn prepare<C: Chain>(
+    pid_tgid: u64,
+    target: &Target,
+    place: Option<Place>,
+    about: About,
+) -> Option<&'static mut Walk> {
+    let Some(Place { tstate, .. }) = place else {
+        count(Counter::StackNoThread);
+        return None;
+    };
+    if !C::claim() {
+        count(Counter::StackBusy);
+        return None;
+    }
+    let Some(walk) = current::<C>() else {
+        C::release();
+        return None;
+    };
+    walk.tstate = tstate;
+    walk.moments = about.moments;
+    walk.layout = target.layout;
+    walk.started = 0;
+    walk.transfer = 0;
+    walk.left = C::MAX_VALUES;
+    walk.hits_len = 0;
+    walk.hit = 0;
+    walk.recipe = 0;
+    walk.used = 0;
+    walk.stack = Stack {
+        kind: kind::STACK,
+        moment: about.moment,
+        rule: about.finding.rule,
+        flags: 0,
+        pid: (pid_tgid >> 32) as u32,
+        tid: pid_tgid as u32,
+        n_frames: 0,
+        values_len: 0,
+        group: target.group,
+        conn: about.conn,
+        // SAFETY: the helper has no preconditions.
+        at: unsafe { bpf_ktime_get_ns() },
+        owner: about.finding.owner,
+    };
+    Some(walk)
+}
+
+/// The walk that this program continues.
+#[inline(always)]
+pub(crate) fn current<C: Chain>() -> Option<&'static mut Walk> {
+    // SAFETY: the programs before this one in the chain have claimed it.
+    WALK.get_ptr_mut(C::SCRATCH)
+        .map(|walk| unsafe { &mut *walk })
+}
+
+/// The offsets of the interpreter that the walk is in.
+#[inline(always)]
+pub(crate) fn layout(index: u32) -> Option<&'static Layout> {
+    LAYOUTS.get(index).map(|layout| &layout.0)
+}
+
+/// Reads frames, a number of them in each run.
+#[inline(always)]
+pub(crate) fn frames<C: Chain>(ctx: &C) {
+    let Some(walk) = current::<C>() else {
+        return;
+    };
+    let Some(layout) = layout(walk.layout) else {
+        return finish(ctx, walk);
+    };
+    if walk.started == 0 {
+        walk.started = 1;
+        if walk.walker.start(&User, layout, walk.tstate).is_err() {
+            broken(walk);
+            return values(ctx, walk);
+        }
+    }
+    for _ in 0..FRAMES_PER_RUN {
+        match walk.walker.advance(&User, layout) {
+            Advance::Frame => {
+                if !note(walk) {
+                    return values(ctx, walk);
+                }
+            }
+            Advance::Shim => {}
+            Advance::End => return values(ctx, walk),
+            Advance::Unreadable => {
+                broken(walk);
+                return values(ctx, walk);
+            }
+        }
+    }
+    ctx.go(step::FRAMES);
+    // Only a chain of the interpreter's own frames gets here.
+    count(Counter::StackCutOff);
+    walk.stack.flags |= stack_flag::TRUNCATED;
+    values(ctx, walk);
+}
+
+/// The walk came to memory that it could not read.
+#[inline(always)]
+fn broken(walk: &mut Walk) {
+    count(Counter::StackUnreadable);
+    walk.stack.flags |= stack_flag::BROKEN;
+}
+
+/// Adds the walker's frame to the record; false if it is to be the last.
+#[inline(always)]
+fn note(walk: &mut Walk) -> bool {
+    let index = walk.stack.n_frames;
+    if index >= MAX_FRAMES {
+        count(Counter::StackTooDeep);
+        walk.stack.flags |= stack_flag::TRUNCATED;
+        return false;
+    }
+    let frame = walk.walker.frame;
+    let at = (index % MAX_FRAMES) as usize * size_of::<Frame>();
+    // SAFETY: the body has room for `MAX_FRAMES` frames, and is aligned to
+    // eight bytes as the fields before it are.
+    unsafe {
+        *walk.body.as_mut_ptr().add(at).cast::<Frame>() = Frame {
+            code: frame.code,
+            instruction: frame.instruction,
+        };
+    }
+    walk.stack.n_frames = index + 1;
+    walk.used = (index + 1) * size_of::<Frame>() as u32;
+    let key = CodeKey {
+        code: frame.code,
+        group: walk.stack.group,
+        pad: 0,
+    };
+    let Some(recipes) = RECIPES.get_ptr(key) else {
+        return true;
+    };
+    // SAFETY: the map's values outlive the program run.
+    let flags = unsafe { (*recipes).flags };
+    if flags >> recipes_flag::MOMENTS_SHIFT & walk.moments != 0 {
+        let hit = walk.hits_len;
+        if hit < MAX_HITS as u32 {
+            walk.hits[hit as usize % MAX_HITS] = Hit {
+                frame: frame.address,
+                code: frame.code,
+                index: u64::from(index),
+            };
+            walk.hits_len = hit + 1;
+        } else {
+            count(Counter::StackValuesFull);
+            walk.stack.flags |= stack_flag::VALUES_LOST;
+        }
+    }
+    flags & recipes_flag::LAST == 0
+}
+
+/// All frames are noted: goes on with their values.
+#[inline(always)]
+fn values<C: Chain>(ctx: &C, walk: &mut Walk) {
+    if walk.hits_len != 0 {
+        ctx.go(step::RECIPE);
+        count(Counter::StackCutOff);
+        walk.stack.flags |= stack_flag::VALUES_LOST;
+    }
+    finish(ctx, walk);
+}
+
+/// Writes the record and goes on with what waited for it.
+#[inline(always)]
+pub(crate) fn finish<C: Chain>(ctx: &C, walk: &mut Walk) {
+    let frames = walk.stack.n_frames * size_of::<Frame>() as u32;
+    let used = walk.used;
+    walk.stack.values_len = used.wrapping_sub(frames);
+    let transfer = walk.transfer;
+    // The compiler may know a bound and would drop the mask that shows one to
+    // the verifier; the volatile read makes it forget.
+    // SAFETY: `used` is a local; the record is as long as is said, as the
+    // body follows its beginning and is longer than the mask.
+    let written = unsafe {
+        let used = core::ptr::read_volatile(&raw const used) as usize & (BODY_BYTES - 1);
+        let record = core::slice::from_raw_parts(
+            (&raw const walk.stack).cast::<u8>(),
+            size_of::<Stack>() + used,
+        );
+        EVENTS.output::<[u8]>(record, emit::flags())
+    };
+    match written {
+        Ok(()) => {
+            count(Counter::Stacks);
+            count(Counter::RecordsWritten);
+        }
+        Err(_) => count(Counter::StackRingFull),
+    }
+    C::release();
+    if transfer != 0 {
+        ctx.transfer();
+    }
+}
+
+/// A transfer is about to be recorded: walks first if it begins a message.
+/// Returns only if there is no walk.
+#[inline(always)]
+pub(crate) fn at_transfer(
+    ctx: &RawTracePointContext,
+    pid_tgid: u64,
+    target: &Target,
+    place: Option<Place>,
+    connection: &mut Connection,
+    way: u8,
+    finding: Finding,
+) {
+    if way == direction::RECEIVED {
+        connection.walked = 0;
+        return;
+    }
+    let Some((moment, moments)) = moment_of(target, connection) else {
+        return;
+    };
+    connection.walked = 1;
+    let about = About {
+        moment,
+        moments,
+        conn: connection.id,
+        finding,
+    };
+    if let Some(walk) = prepare::<RawTracePointContext>(pid_tgid, target, place, about) {
+        walk.transfer = 1;
+        ctx.go(step::FRAMES);
+        give_up::<RawTracePointContext>();
+    }
+}
+
+/// An event loop's transport was asked to write, which it does later: walks
+/// now if that begins a message.
+#[inline(always)]
+pub(crate) fn at_queue(
+    ctx: &ProbeContext,
+    pid_tgid: u64,
+    target: &Target,
+    place: Option<Place>,
+    connection: &mut Connection,
+    finding: Finding,
+) {
+    let Some((moment, moments)) = moment_of(target, connection) else {
+        return;
+    };
+    connection.walked = 1;
+    let about = About {
+        moment,
+        moments,
+        conn: connection.id,
+        finding,
+    };
+    if prepare::<ProbeContext>(pid_tgid, target, place, about).is_some() {
+        ctx.go(step::FRAMES);
+        give_up::<ProbeContext>();
+    }
+}
+
+/// The kernel did not let the walk begin.
+#[inline(always)]
+fn give_up<C: Chain>() {
+    count(Counter::StackCutOff);
+    C::release();
+}
+
+/// `PyContextVar_Reset(variable, token)`.
+#[inline(always)]
+pub(crate) fn reset(ctx: &ProbeContext, pid_tgid: u64, variable: u64) {
+    let pid = (pid_tgid >> 32) as u32;
+    let Some(target) = processes::target(pid) else {
+        return;
+    };
+    if variable == 0 || target.context_variable != variable {
+        return;
+    }
+    let Some(thread) = threads::entry(pid_tgid) else {
+        return;
+    };
+    let place = contexts::place(target, thread);
+    let about = About {
+        moment: moment::RESET,
+        moments: 1 << moment::RESET,
+        conn: 0,
+        finding: contexts::current_owner(pid, target, thread, place),
+    };
+    if prepare::<ProbeContext>(pid_tgid, target, place, about).is_some() {
+        ctx.go(step::FRAMES);
+        give_up::<ProbeContext>();
+    }
+}
+
+/// `PyTraceBack_Here(frame)`: an exception passes through a frame. Mostly one
+/// of no interest, which two reads tell.
+#[inline(always)]
+pub(crate) fn raised(ctx: &ProbeContext, pid_tgid: u64, object: u64) {
+    const MOMENTS: u32 = 1 << moment::RAISED;
+    let pid = (pid_tgid >> 32) as u32;
+    let Some(target) = processes::target(pid) else {
+        return;
+    };
+    if target.flags & target_flag::PYTHON == 0 {
+        return;
+    }
+    let Some(layout) = layout(target.layout) else {
+        return;
+    };
+    let Ok(address) = frame::of_object(&User, layout, object) else {
+        return;
+    };
+    let Ok(code) = frame::code(&User, layout, address) else {
+        return;
+    };
+    let key = CodeKey {
+        code,
+        group: target.group,
+        pad: 0,
+    };
+    let Some(recipes) = RECIPES.get_ptr(key) else {
+        return;
+    };
+    // SAFETY: the map's values outlive the program run.
+    if unsafe { (*recipes).flags } >> recipes_flag::MOMENTS_SHIFT & MOMENTS == 0 {
+        return;
+    }
+    let Some(thread) = threads::entry(pid_tgid) else {
+        return;
+    };
+    let place = contexts::place(target, thread);
+    let about = About {
+        moment: moment::RAISED,
+        moments: MOMENTS,
+        conn: 0,
+        finding: contexts::current_owner(pid, target, thread, place),
+    };
+    let Some(walk) = prepare::<ProbeContext>(pid_tgid, target, place, about) else {
+        return;
+    };
+    walk.walker.start_at(address);
+    match walk.walker.advance(&User, layout) {
+        Advance::Frame => {
+            note(walk);
+        }
+        _ => broken(walk),
+    }
+    values(ctx, walk);
+}

@@ -1,0 +1,261 @@
+//! Looks up attributes and dictionary items by the address of their key.
+//!
+//! Keys are compared by address and never by text, which finds interned
+//! strings only, and needs no hash: the entries are read at once and compared
+//! one by one. Up to [`MAX_ENTRIES`] are; what comes after is not found.
+//!
+//! Written for the kernel: nothing is returned that could be put into the
+//! [`Scratch`], as the verifier takes what it reads from there for any number
+//! and so has fewer states to follow.
+
+use core::hint::black_box;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::layout::{ABSENT, Layout};
+use crate::object::flag;
+use crate::recipe::Scratch;
+use crate::{Error, Memory, WORDS, field};
+
+/// Entries of a table that are looked at: one less than a power of two, so
+/// that it is a mask.
+pub const MAX_ENTRIES: u64 = 63;
+
+/// Stands for no entry.
+const NOT_FOUND: u64 = u64::MAX;
+
+/// A table of keys and values.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub(crate) struct Table {
+    /// Address of the entries.
+    entries: u64,
+    /// How many there are, deleted ones included.
+    count: u64,
+    /// 1 if an entry is hash, key and value, 0 if key and value only.
+    hashed: u64,
+    /// Address of the values of a split table, or 0.
+    values: u64,
+    /// Number of the entry that was found, or [`NOT_FOUND`].
+    found: u64,
+    /// Index of its value in the scratch.
+    found_at: u64,
+}
+
+impl Table {
+    pub(crate) const NONE: Self = Self {
+        entries: 0,
+        count: 0,
+        hashed: 0,
+        values: 0,
+        found: NOT_FOUND,
+        found_at: 0,
+    };
+}
+
+/// Opens the dictionary at `address`, which may be any object.
+#[inline(always)]
+pub(crate) fn open_dict<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+    scratch: &mut Scratch,
+) -> Result<(), Error> {
+    let type_address = memory.pointer(field(address, layout.object.ob_type))?;
+    let flags = memory.u64(field(type_address, layout.type_object.tp_flags))?;
+    if flags & flag::DICT_SUBCLASS == 0 {
+        return Err(Error::WrongType);
+    }
+    let keys = known_dict(memory, layout, address, scratch)?;
+    open_keys(memory, layout, keys, scratch)
+}
+
+/// Opens the attributes that the object at `address` itself has, wherever its
+/// version and type keep them.
+#[inline(always)]
+pub(crate) fn open_attributes<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+    scratch: &mut Scratch,
+) -> Result<(), Error> {
+    let at = &layout.type_object;
+    let type_address = memory.pointer(field(address, layout.object.ob_type))?;
+    let flags = memory.u64(field(type_address, at.tp_flags))?;
+    scratch.table.values = 0;
+    let mut dict = 0;
+    if layout.instance.managed_dict != ABSENT && flags & MANAGED_DICT != 0 {
+        if layout.instance.inline_values != 0 && flags & INLINE_VALUES != 0 {
+            let size = memory.u64(field(type_address, at.tp_basicsize))?;
+            let values = address.wrapping_add(size);
+            if memory.u8(field(values, layout.dict_values.valid))? != 0 {
+                scratch.table.values = field(values, layout.dict_values.values);
+            }
+        } else if layout.instance.values != ABSENT {
+            scratch.table.values = memory.u64(before(address, layout.instance.values))?;
+        }
+        if scratch.table.values == 0 {
+            dict = memory.pointer(before(address, layout.instance.managed_dict))?;
+            if layout.instance.tagged != 0 && dict & 1 != 0 {
+                // One more byte leads to the values (3.12).
+                scratch.table.values = dict.wrapping_add(1);
+            }
+        }
+    } else {
+        let offset = memory.u64(field(type_address, at.tp_dictoffset))?;
+        // Negative where instances differ in size: not followed.
+        if offset == 0 || offset > MAX_DICT_OFFSET {
+            return Err(Error::WrongType);
+        }
+        dict = memory.pointer(address.wrapping_add(offset))?;
+    }
+    let keys = if scratch.table.values == 0 {
+        known_dict(memory, layout, dict, scratch)?
+    } else {
+        memory.pointer(field(type_address, layout.heap_type.ht_cached_keys))?
+    };
+    open_keys(memory, layout, keys, scratch)
+}
+
+/// The keys of a dictionary, whose values, if they are apart, go into the
+/// scratch.
+#[inline(always)]
+fn known_dict<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+    scratch: &mut Scratch,
+) -> Result<u64, Error> {
+    let mut values = memory.u64(field(address, layout.dict.ma_values))?;
+    if values != 0 {
+        values = field(values, layout.dict_values.values);
+    }
+    scratch.table.values = values;
+    memory.pointer(field(address, layout.dict.ma_keys))
+}
+
+/// Opens the entries of a `PyDictKeysObject`.
+#[inline(always)]
+fn open_keys<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    keys: u64,
+    scratch: &mut Scratch,
+) -> Result<(), Error> {
+    let at = &layout.dict_keys;
+    if !memory.words(keys, &mut scratch.words, KEYS_HEAD_WORDS) {
+        return Err(Error::Unreadable);
+    }
+    let index_bytes;
+    if at.dk_size == ABSENT {
+        let log2_bytes = byte(scratch, at.dk_log2_index_bytes);
+        if log2_bytes > MAX_LOG2_INDEX_BYTES {
+            return Err(Error::TooLong);
+        }
+        index_bytes = 1 << log2_bytes;
+        scratch.table.hashed = u64::from(byte(scratch, at.dk_kind) == DICT_KEYS_GENERAL);
+    } else {
+        let size = word(scratch, at.dk_size);
+        if size > 1 << MAX_LOG2_INDEX_BYTES {
+            return Err(Error::TooLong);
+        }
+        // The width of an index follows from the number of slots.
+        let width = if size <= 0xff {
+            1
+        } else if size <= 0xffff {
+            2
+        } else {
+            4
+        };
+        index_bytes = size * width;
+        scratch.table.hashed = 1;
+    }
+    scratch.table.count = word(scratch, at.dk_nentries);
+    scratch.table.entries = field(keys, at.dk_indices).wrapping_add(index_bytes);
+    Ok(())
+}
+
+/// The value of the open table whose key is the object at `key`.
+///
+/// What was found on the way is forgotten twice ([`black_box`]) and read from
+/// the scratch again: before the entries are compared and after. Otherwise
+/// the verifier would compare them once for every form that a table may have,
+/// and follow what comes after once for every entry.
+#[inline(always)]
+pub(crate) fn find<M: Memory>(memory: &M, key: u64, scratch: &mut Scratch) -> Result<u64, Error> {
+    if scratch.table.count > MAX_ENTRIES {
+        scratch.table.count = MAX_ENTRIES;
+    }
+    let scratch = black_box(scratch);
+    let count = scratch.table.count & MAX_ENTRIES;
+    let hashed = scratch.table.hashed & 1;
+    let stride = 2 + hashed;
+    let entries = scratch.table.entries;
+    if !memory.words(entries, &mut scratch.words, (count * stride) as usize) {
+        return Err(Error::Unreadable);
+    }
+    // The hash comes before the key.
+    let mut at = hashed as usize;
+    scratch.table.found = NOT_FOUND;
+    for index in 0..MAX_ENTRIES {
+        if index >= count {
+            break;
+        }
+        if scratch.words[at % WORDS] == key {
+            scratch.table.found = index;
+            scratch.table.found_at = at as u64 + 1;
+            break;
+        }
+        at += stride as usize;
+    }
+    let scratch = black_box(scratch);
+    if scratch.table.found == NOT_FOUND {
+        return Err(Error::Null);
+    }
+    let value = if scratch.table.values == 0 {
+        scratch.words[scratch.table.found_at as usize % WORDS]
+    } else {
+        let offset = scratch.table.found * 8;
+        memory.u64(scratch.table.values.wrapping_add(offset))?
+    };
+    if value == 0 {
+        return Err(Error::Null);
+    }
+    Ok(value)
+}
+
+/// The address `offset` bytes before `base`.
+#[inline(always)]
+fn before(base: u64, offset: u32) -> u64 {
+    base.wrapping_sub(u64::from(offset))
+}
+
+/// The aligned 64-bit field at `offset` of what was read.
+#[inline(always)]
+fn word(scratch: &Scratch, offset: u32) -> u64 {
+    u64::from_le(scratch.words[(offset / 8) as usize % KEYS_HEAD_ROOM])
+}
+
+/// The byte at `offset` of what was read.
+#[inline(always)]
+fn byte(scratch: &Scratch, offset: u32) -> u64 {
+    word(scratch, offset) >> (offset % 8 * 8) & 0xff
+}
+
+/// Bits of `tp_flags` (`Py_TPFLAGS_*`): where instances keep attributes.
+const MANAGED_DICT: u64 = 1 << 4;
+const INLINE_VALUES: u64 = 1 << 2;
+
+/// `dk_kind` of a table whose entries have a hash; since 3.11.
+const DICT_KEYS_GENERAL: u64 = 0;
+
+/// A table whose indices take more than this is not one of attributes.
+const MAX_LOG2_INDEX_BYTES: u64 = 24;
+
+/// Objects have their dictionary near their beginning.
+const MAX_DICT_OFFSET: u64 = 1 << 16;
+
+/// Words of a `PyDictKeysObject` up to its indices.
+const KEYS_HEAD_WORDS: usize = 5;
+/// The next power of two, for masks.
+const KEYS_HEAD_ROOM: usize = 8;
