@@ -191,7 +191,7 @@ fn damaged_memory_is_read_within_bounds() -> Result<()> {
             recordings.insert(path.clone(), Recording::decode(&std::fs::read(&path)?)?);
         }
     }
-    ensure!(recordings.len() >= 6, "{} recordings", recordings.len());
+    ensure!(recordings.len() >= 8, "{} recordings", recordings.len());
     let n_steps = STEPS / recordings.len() + 1;
     let done: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..)
