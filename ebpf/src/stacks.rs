@@ -7,7 +7,7 @@
 //! its end, so that the stack comes first in the ring.
 
 use abi::counter::Counter;
-use abi::map::{CodeKey, Connection, Target, recipes_flag, target_flag};
+use abi::map::{CodeKey, Connection, Filter, Target, recipes_flag, target_flag};
 use abi::record::{Frame, Stack, direction, kind, moment, role, stack_flag};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_NOEXIST;
@@ -19,8 +19,8 @@ use pyframes::frame::{self, Advance};
 use crate::contexts::{Finding, Place};
 use crate::counters::count;
 use crate::maps::{
-    BODY_BYTES, EVENTS, FUNCTION_STEPS, Hit, LAYOUTS, MAX_HITS, RECIPES, STEPS, WALK, WALKING,
-    Walk, chain, step,
+    BODY_BYTES, EVENTS, FILTER, FUNCTION_STEPS, Hit, LAYOUTS, MAX_HITS, RECIPES, STEPS, WALK,
+    WALKING, Walk, chain, step,
 };
 use crate::user::User;
 use crate::{capture, contexts, emit, processes, threads};
@@ -222,7 +222,7 @@ pub(crate) fn frames<C: Chain>(ctx: &C) {
     let Some(walk) = current::<C>() else {
         return;
     };
-    let Some(layout) = layout(walk.layout) else {
+    let (Some(layout), Some(filter)) = (layout(walk.layout), FILTER.get(0)) else {
         return finish(ctx, walk);
     };
     if walk.started == 0 {
@@ -235,7 +235,7 @@ pub(crate) fn frames<C: Chain>(ctx: &C) {
     for _ in 0..FRAMES_PER_RUN {
         match walk.walker.advance(&User, layout) {
             Advance::Frame => {
-                if !note(walk) {
+                if !note(walk, filter) {
                     return values(ctx, walk);
                 }
             }
@@ -263,7 +263,7 @@ fn broken(walk: &mut Walk) {
 
 /// Adds the walker's frame to the record; false if it is to be the last.
 #[inline(always)]
-fn note(walk: &mut Walk) -> bool {
+fn note(walk: &mut Walk, filter: &Filter) -> bool {
     let index = walk.stack.n_frames;
     if index >= MAX_FRAMES {
         count(Counter::StackTooDeep);
@@ -287,6 +287,9 @@ fn note(walk: &mut Walk) -> bool {
         group: walk.stack.group,
         pad: 0,
     };
+    if !filter.has(&key) {
+        return true;
+    }
     let Some(recipes) = RECIPES.get_ptr(key) else {
         return true;
     };
@@ -457,7 +460,7 @@ pub(crate) fn raised(ctx: &ProbeContext, pid_tgid: u64, object: u64) {
     if target.flags & target_flag::PYTHON == 0 {
         return;
     }
-    let Some(layout) = layout(target.layout) else {
+    let (Some(layout), Some(filter)) = (layout(target.layout), FILTER.get(0)) else {
         return;
     };
     let Ok(address) = frame::of_object(&User, layout, object) else {
@@ -471,6 +474,9 @@ pub(crate) fn raised(ctx: &ProbeContext, pid_tgid: u64, object: u64) {
         group: target.group,
         pad: 0,
     };
+    if !filter.has(&key) {
+        return;
+    }
     let Some(recipes) = RECIPES.get_ptr(key) else {
         return;
     };
@@ -494,7 +500,7 @@ pub(crate) fn raised(ctx: &ProbeContext, pid_tgid: u64, object: u64) {
     walk.walker.start_at(address);
     match walk.walker.advance(&User, layout) {
         Advance::Frame => {
-            note(walk);
+            note(walk, filter);
         }
         _ => broken(walk),
     }

@@ -3,8 +3,9 @@
 Prints a line of JSON when it listens: its port, the addresses of code
 objects, names and types, and the slots of variables. Each answer is JSON too:
 the code objects of the frames that ran when something was sent, reset or
-raised. A request is a line, `<port> <depth>`: where to ask somebody else
-before answering, and how many frames more to answer with.
+raised. A request is a line, `<port> <depth> <resets>`: where to ask somebody
+else before answering, how many frames more to answer with, and how often to
+reset a variable before.
 
 Runs with every CPython from 3.8 on and needs nothing else.
 """
@@ -72,13 +73,14 @@ def entries(error):
     return found
 
 
-def answer(connection, told, path, request, scope, pair, slotted, unbound=None):
+def answer(connection, told, path, request, scope, pair, slotted, resets):
     captured = "captured \u20ac"
 
     def peek():
         return captured
 
-    del unbound
+    for _ in range(resets):
+        variable.reset(variable.set("value"))
     told["captured"] = peek()
     told["response"] = codes()
     connection.sendall(json.dumps(told).encode())
@@ -95,7 +97,7 @@ def descend(depth, call):
     return descend(depth - 1, call)
 
 
-def handle(connection, told, depth):
+def handle(connection, told, depth, resets):
     crowded = Crowded()
     opened = Route("/opened", 1)
     vars(opened)["later"] = 2
@@ -114,6 +116,7 @@ def handle(connection, told, depth):
             {"type": "http", "route": route},
             ("first", [-1.5]),
             slotted,
+            resets,
         ),
     )
     return crowded, opened, mixed, nothing
@@ -167,10 +170,10 @@ def serve(listener):
     while True:
         connection, _ = listener.accept()
         with connection:
-            port, depth = connection.recv(64).split()
+            port, depth, resets = map(int, connection.recv(64).split())
             told = {"reset": reset(), "raised": raised(), "refused": refused()}
-            told["request"] = ask(int(port))
-            handle(connection, told, int(depth))
+            told["request"] = ask(port)
+            handle(connection, told, depth, resets)
 
 
 def main():

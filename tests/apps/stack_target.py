@@ -7,8 +7,8 @@ one byte at a time on standard input:
         `sys._current_frames()` has them, with the locals of functions
     end of input: end
 
-Modes: `parked` (the default), `busy` (threads that run; the truth is which
-function may call which) and `interpreters` (sub-interpreters too).
+Modes: `parked` (the default), `interpreters` (sub-interpreters) and `busy N`
+(so many threads that run; it prints which function may call which).
 
 For Python 3.8 and newer, without anything but the standard library.
 """
@@ -741,7 +741,7 @@ def start(function, name):
 def main():
     mode = sys.argv[1] if len(sys.argv) > 1 else "parked"
     if mode == "busy":
-        for number in range(8):
+        for number in range(int(sys.argv[2])):
             start(busy_root, "busy-%d" % number)
         say(EDGES)
     else:

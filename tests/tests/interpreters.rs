@@ -270,6 +270,42 @@ fn names_a_version_whose_structures_are_not_known() {
     }
 }
 
+/// What is read must be what the version says, or nothing is believed.
+#[test]
+fn an_interpreter_that_contradicts_itself_is_not_believed() {
+    let published = "import ctypes\n\
+        runtime = ctypes.c_char.in_dll(ctypes.pythonapi, '_PyRuntime')\n\
+        version = ctypes.c_uint64.from_address(ctypes.addressof(runtime) + 8)\n\
+        version.value = 0x030c00f0\n";
+    for (series, change, expected) in [
+        (
+            "3.9",
+            "import sys\nsys.hexversion = 0x030a00f0\n",
+            "sys.hexversion is not where it belongs",
+        ),
+        (
+            "3.12",
+            "import sys\nsys.hexversion = 'twelve'\n",
+            "sys.hexversion is not where it belongs",
+        ),
+        (
+            "3.13",
+            published,
+            "it publishes the offsets of another version",
+        ),
+    ] {
+        let Some(python) = Python::pyenv(series) else {
+            continue;
+        };
+        let mut running = run(&python, &format!("{change}{IDLE}"));
+        assert_eq!(next_line(&mut running), "up");
+        match find(&running) {
+            Err(InterpreterError::LayoutMismatch { check, .. }) => assert_eq!(check, expected),
+            other => panic!("{series}: {other:?}"),
+        }
+    }
+}
+
 #[test]
 fn names_versions_that_are_too_old() {
     for (series, expected) in [("2.7", (2, 7)), ("3.6", (3, 6)), ("3.7", (3, 7))] {

@@ -108,7 +108,7 @@ impl Traced {
 
         let mut probes = Probes::load(&ProbeSettings {
             offsets: kernel::offsets()?,
-            ring_bytes: 8 * 1024 * 1024,
+            ring_bytes: 64 * 1024 * 1024,
             kernel_log: false,
         })?;
         let source = probes.source()?;
@@ -154,6 +154,11 @@ impl Traced {
     /// Has one request served, with so many frames more; returns what the
     /// process told and the stacks until its answer was seen.
     fn request(&mut self, depth: usize) -> Result<(Json, Vec<Walked>)> {
+        self.request_with(depth, 0)
+    }
+
+    /// The same, with so many resets of the variable before the answer.
+    fn request_with(&mut self, depth: usize, resets: usize) -> Result<(Json, Vec<Walked>)> {
         let asked = TcpListener::bind(("127.0.0.1", 0))?;
         let port = asked.local_addr()?.port();
         let helper = thread::spawn(move || -> Result<()> {
@@ -164,7 +169,7 @@ impl Traced {
         });
         let server = u16::try_from(number(&self.about["port"]))?;
         let mut connection = TcpStream::connect(("127.0.0.1", server))?;
-        connection.write_all(format!("{port} {depth}").as_bytes())?;
+        connection.write_all(format!("{port} {depth} {resets}").as_bytes())?;
         let mut told = String::new();
         connection.read_to_string(&mut told)?;
         helper.join().expect("the helper does not panic")?;
@@ -635,4 +640,85 @@ fn a_removed_group_is_not_looked_for() -> Result<()> {
     assert_eq!(walked.values.len(), 0);
     assert_eq!(walked.codes(), numbers(&told["response"]));
     Ok(())
+}
+
+/// What a walk costs, which is what the kernel says of the program that walks
+/// and nothing else.
+#[test]
+#[expect(clippy::print_stderr, reason = "a measurement is for people to read")]
+fn a_walk_of_forty_frames_costs_little() -> Result<()> {
+    /// Walks in each round, few enough for one that nothing interrupts.
+    const WALKS: usize = 100;
+    /// Many times what it takes, for machines that have other things to do.
+    const BUDGET: f64 = 60_000.0;
+    const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
+    let before = std::fs::read(STATISTICS)?;
+    std::fs::write(STATISTICS, "1")?;
+    let costs = [0, 1, 3].map(|count| cost(count, WALKS));
+    std::fs::write(STATISTICS, before)?;
+    for cost in costs {
+        let Some((recipes, frames, nanoseconds)) = cost? else {
+            return Ok(());
+        };
+        eprintln!("{frames} frames, {recipes} recipes: {nanoseconds:.0} ns a walk");
+        assert!(nanoseconds < BUDGET, "{recipes} recipes: {nanoseconds} ns");
+    }
+    Ok(())
+}
+
+/// The number of recipes and frames of a walk, and how long one takes.
+fn cost(count: usize, walks: usize) -> Result<Option<(usize, usize, f64)>> {
+    const ROUNDS: usize = 50;
+
+    let Some(mut traced) = Traced::start("3.12", |about| {
+        let (answer, all) = answer_recipes(about);
+        let (handle, opened) = handle_recipes(about);
+        let [_, route, scope, ..] = all.recipes;
+        let [_, opened, ..] = opened.recipes;
+        let at_reset = |recipe: Recipe| Recipe {
+            moments: 1 << moment::RESET,
+            ..recipe
+        };
+        let list = [
+            (
+                answer,
+                recipes(&[route, scope].map(at_reset)[..count.min(2)]),
+            ),
+            (
+                handle,
+                recipes(&[opened].map(at_reset)[..count.saturating_sub(2)]),
+            ),
+        ];
+        list.into_iter()
+            .filter(|(_, recipes)| recipes.count > 0)
+            .collect()
+    })?
+    else {
+        return Ok(None);
+    };
+    let time = |traced: &Traced| {
+        let times = traced.probes.run_times();
+        let found = times
+            .into_iter()
+            .find(|(name, ..)| name == "variable_reset");
+        found
+            .map(|(_, time, runs)| (time, runs))
+            .context("variable_reset")
+    };
+    let mut least = f64::INFINITY;
+    let mut last = Vec::new();
+    for _ in 0..ROUNDS {
+        let (time_before, runs_before) = time(&traced)?;
+        let (_, walked) = traced.request_with(20, walks)?;
+        let (time_after, runs_after) = time(&traced)?;
+        let runs = runs_after - runs_before;
+        assert!(runs >= walks as u64, "{runs} walks");
+        least = least.min((time_after - time_before).as_nanos() as f64 / runs as f64);
+        last = walked;
+    }
+    let resets = |walked: &&Walked| walked.stack.moment == moment::RESET;
+    let last = last.iter().rfind(resets).context("a stack")?;
+    assert_eq!(last.values.len(), count);
+    Ok(Some((count, last.frames.len(), least)))
 }
