@@ -26,7 +26,7 @@ pub(super) enum Role {
     /// The route object that matched.
     Leaf,
     /// What says how the route object is included in the application:
-    /// an object with `original_route` and `path`.
+    /// an object with `original_route`, `path` and `endpoint`.
     LeafContext,
     /// The path under which the innermost application is mounted, with its
     /// parameters filled in.
@@ -43,6 +43,21 @@ pub(super) enum Role {
     Method,
     /// An exception that nobody handled.
     Exception,
+    /// What handles an exception that the application does not: without it
+    /// the frame's [`Role::Exception`] is none.
+    Default,
+    /// An object that knows what the application handles by the exception's
+    /// type.
+    Catchers(Catchers),
+}
+
+/// Where an application keeps its handlers of exceptions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Catchers {
+    /// `_error_handlers`: handlers by type, those of the framework included.
+    Falcon,
+    /// `cached_handlers`: handlers by type and route, or `None`.
+    Sanic,
 }
 
 /// Where a path begins.
@@ -156,7 +171,12 @@ impl Want {
             | Role::MountedOutside
             | Role::ViewName
             | Role::Method => value::TEXT,
-            Role::Leaf | Role::LeafContext | Role::Handler | Role::Application => value::OBJECT,
+            Role::Leaf
+            | Role::LeafContext
+            | Role::Handler
+            | Role::Application
+            | Role::Default
+            | Role::Catchers(_) => value::OBJECT,
             Role::Exception => value::EXCEPTION,
         })
     }
@@ -304,14 +324,11 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
             row(
                 "fastapi.routing",
                 "APIRoute.handle",
-                &[
-                    answering(
-                        Role::Route,
-                        Local("effective_context"),
-                        &[Attribute("path")],
-                    ),
-                    answering(Role::Handler, Local("self"), &[Attribute("endpoint")]),
-                ],
+                &[answering(
+                    Role::LeafContext,
+                    Local("effective_context"),
+                    &[],
+                )],
             ),
             row(
                 "starlette.applications",
@@ -362,7 +379,6 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
                 "Starlette.__call__",
                 &[
                     answering(Role::Leaf, Local("scope"), &[Key("route")]),
-                    answering(Role::Handler, Local("scope"), &[Key("endpoint")]),
                     answering(Role::MountedAt, Local("scope"), &[Key("root_path")]),
                     answering(
                         Role::MountedOutside,
@@ -607,6 +623,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
                     ),
                     answering(Role::Handler, Local("responder"), &[Go::MethodFunction]),
                     raised(Role::Exception, Start::Raised, &[]),
+                    raised(Role::Catchers(Catchers::Falcon), Local("self"), &[]),
                 ],
             ),
             row(
@@ -619,6 +636,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
                         &[Go::Slot("falcon.request", "Request", "uri_template")],
                     ),
                     raised(Role::Exception, Start::Raised, &[]),
+                    raised(Role::Catchers(Catchers::Falcon), Local("self"), &[]),
                 ],
             ),
         ],
@@ -646,12 +664,24 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
                         Local("route"),
                         &[Go::Slot("sanic_routing.route", "Route", "handler")],
                     ),
+                    answering(
+                        Role::Method,
+                        Local("request"),
+                        &[Go::Slot("sanic.request.types", "Request", "method")],
+                    ),
                 ],
             ),
             row(
                 "sanic.app",
                 "Sanic.handle_exception",
-                &[answering(Role::Exception, Local("exception"), &[])],
+                &[
+                    answering(Role::Exception, Local("exception"), &[]),
+                    answering(
+                        Role::Catchers(Catchers::Sanic),
+                        Local("self"),
+                        &[Go::Slot("sanic.app", "Sanic", "error_handler")],
+                    ),
+                ],
             ),
         ],
     },
@@ -706,22 +736,34 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         context_variable: None,
         handled: &["litestar.exceptions.http_exceptions.HTTPException"],
         rows: &[
-            row(
-                "litestar._asgi.asgi_router",
-                "ASGIRouter.__call__",
+            last(
+                "litestar.app",
+                "Litestar.__call__",
                 &[
                     answering(Role::WholeRoute, Local("scope"), &[Key("path_template")]),
                     answering(
                         Role::Handler,
                         Local("scope"),
-                        &[Key("route_handler"), Attribute("_fn")],
+                        &[
+                            Key("route_handler"),
+                            Go::Slot("litestar.handlers.base", "BaseRouteHandler", "_fn"),
+                        ],
                     ),
                 ],
             ),
             row(
                 "litestar.middleware._internal.exceptions.middleware",
-                "ExceptionHandlerMiddleware.__call__",
-                &[answering(Role::Exception, Local("e"), &[])],
+                "ExceptionHandlerMiddleware.handle_request_exception",
+                &[
+                    answering(Role::Exception, Local("exc"), &[]),
+                    // A function, and no method of the middleware, where the
+                    // application handles it.
+                    answering(
+                        Role::Default,
+                        Local("exception_handler"),
+                        &[Go::MethodFunction],
+                    ),
+                ],
             ),
         ],
     },

@@ -6,7 +6,7 @@ use abi::record::{moment, part, value};
 use pyframes::{Memory, attribute};
 
 use super::exception::Teller;
-use super::frameworks::{FRAMEWORKS, Role, Want};
+use super::frameworks::{Catchers, FRAMEWORKS, Role, Want};
 use super::objects::Objects;
 use super::values::{self, Item, Text};
 use super::{PythonStats, StackEvent, State};
@@ -60,11 +60,16 @@ pub(super) fn insight(
     let told = Told::new(&items, wants, stats);
     let route = told.route(objects, stats);
     let method = told.text(Role::Method).map(Text::into_string);
+    // What answers where nothing matched is no view of the application's.
+    let matched = route.is_some() || told.leaf(objects).is_some();
     let handler = told.object(Role::Handler).or_else(|| {
         let name = told.text(Role::ViewName)?;
         let application = told.object(Role::Application)?;
         state.handlers.named(objects, application, name.as_str())
     });
+    let handler = handler
+        .or_else(|| told.leaf(objects)?.endpoint)
+        .filter(|_| matched);
     let code = handler.and_then(|handler| {
         let location =
             state
@@ -76,8 +81,10 @@ pub(super) fn insight(
         location
     });
     let exception = told.exception.and_then(|(framework, idx)| {
-        let class = items.get(idx)?.value.type_address;
-        if handled(objects, class, framework) {
+        let raised = items.get(idx)?;
+        if handled(objects, raised.value.type_address, framework)
+            || told.caught(objects, wants, raised)
+        {
             return None;
         }
         let mut teller = Teller {
@@ -156,6 +163,29 @@ impl<'a> Told<'a> {
         self.of(role).find_map(Item::object)
     }
 
+    /// Whether the application handles the exception at an index itself.
+    fn caught<M: Memory>(
+        &self,
+        objects: Objects<'_, M>,
+        wants: &[(usize, &'static Want)],
+        exception: &Item<'_>,
+    ) -> bool {
+        let class = exception.value.type_address;
+        let mut catchers = self.items.iter().filter_map(|(role, _, item)| match role {
+            Role::Catchers(catchers) => Some((*catchers, item.object()?)),
+            _ => None,
+        });
+        if catchers.any(|(catchers, object)| catches(objects, catchers, object, class)) {
+            return true;
+        }
+        // The default handler comes right after the exception in the table.
+        let next = wants.get(exception.value.recipe as usize);
+        next.is_some_and(|(_, want)| want.role == Role::Default)
+            && !self
+                .of(Role::Default)
+                .any(|item| item.value.frame == exception.value.frame)
+    }
+
     /// The framework that comes first in the table: those that build on
     /// another come before it.
     fn framework(&self) -> Option<&'static str> {
@@ -189,21 +219,39 @@ impl<'a> Told<'a> {
             // A mounted application that is no router.
             return Some(route.into());
         }
-        let leaf = self.object(Role::Leaf)?;
-        let found = self.leaf(objects, leaf);
+        let leaf = self.leaf(objects)?;
+        if self.of(Role::Prefix).next().is_some() {
+            route.push_str(&leaf.path?);
+            return Some(route.into());
+        }
+        let found = self.placed(objects, leaf);
         if found.is_none() {
             stats.unplaced.one();
         }
         found
     }
 
-    /// The pattern of a route object, where its frames are gone.
-    fn leaf<M: Memory>(&self, objects: Objects<'_, M>, leaf: u64) -> Option<Arc<str>> {
-        let path = path_of(objects, leaf)?;
-        let included = self.object(Role::LeafContext).and_then(|context| {
-            let original = member(objects, context, "original_route")?;
-            (original == leaf).then(|| path_of(objects, context))?
-        });
+    /// The route object that matched, by what includes it where there is such
+    /// a thing.
+    fn leaf<M: Memory>(&self, objects: Objects<'_, M>) -> Option<Leaf> {
+        let context = self.object(Role::LeafContext);
+        let object = match self.object(Role::Leaf) {
+            Some(object) => object,
+            None => member(objects, context?, "original_route")?,
+        };
+        let included = context
+            .filter(|context| member(objects, *context, "original_route") == Some(object))
+            .unwrap_or(object);
+        Some(Leaf {
+            object,
+            path: path_of(objects, included),
+            endpoint: member(objects, included, "endpoint"),
+        })
+    }
+
+    /// The pattern of a route object, where the frames around it are gone.
+    fn placed<M: Memory>(&self, objects: Objects<'_, M>, leaf: Leaf) -> Option<Arc<str>> {
+        let path = leaf.path?;
         let whole = |text: Text| text.is_whole().then(|| text.into_string());
         let mounted = self
             .of(Role::MountedAt)
@@ -215,18 +263,58 @@ impl<'a> Told<'a> {
             None => mounted.clone(),
         };
         let inside = mounted.strip_prefix(&outside)?;
-        let path = included.unwrap_or(path);
         if inside.is_empty() {
             return Some(path.into());
         }
         let application = self.of(Role::Application).last()?.object()?;
-        let mounts = mounts(objects, application, inside, leaf)?;
+        let mounts = mounts(objects, application, inside, leaf.object)?;
         // Where an application was mounted and nothing in it matched, the
         // route is the mount.
         if mounts.leaf_is_mount {
             return Some(inside.into());
         }
         Some(format!("{inside}{path}").into())
+    }
+}
+
+/// Whether an application has a handler for exceptions of a type.
+fn catches<M: Memory>(
+    objects: Objects<'_, M>,
+    catchers: Catchers,
+    object: u64,
+    class: u64,
+) -> bool {
+    let Objects { memory, layout } = objects;
+    let name = match catchers {
+        Catchers::Falcon => "_error_handlers",
+        Catchers::Sanic => "cached_handlers",
+    };
+    let Ok(Some(table)) = attribute::attribute(memory, layout, object, name) else {
+        return false;
+    };
+    let Ok(table) = objects.dict(table) else {
+        return false;
+    };
+    let entries: Vec<_> = table.entries(memory).flatten().take(MAX_ROUTES).collect();
+    match catchers {
+        // What is nearest in the order of look-ups handles it.
+        Catchers::Falcon => {
+            let handler = objects
+                .mro(class)
+                .unwrap_or_default()
+                .iter()
+                .find_map(|class| entries.iter().find(|entry| entry.key == *class))
+                .and_then(|entry| objects.function(entry.value));
+            handler.is_some_and(|handler| {
+                let module = objects.module_of(handler);
+                !module.is_some_and(|module| module.starts_with("falcon."))
+            })
+        }
+        // Looking it up has put the very type there.
+        Catchers::Sanic => entries.iter().any(|entry| {
+            let key = objects.tuple(entry.key).unwrap_or_default();
+            key.first() == Some(&class) && !objects.is(entry.value, "NoneType")
+        }),
     }
 }
 
@@ -241,6 +329,13 @@ fn handled<M: Memory>(objects: Objects<'_, M>, class: u64, framework: usize) -> 
         attribute::qualified_type_name(memory, layout, *class, &mut buffer)
             .is_ok_and(|name| handled.contains(&name.text) || ENDINGS.contains(&name.text))
     })
+}
+
+/// A route object, and what is known of it.
+struct Leaf {
+    object: u64,
+    path: Option<String>,
+    endpoint: Option<u64>,
 }
 
 /// What was found under a path.
