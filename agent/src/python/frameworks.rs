@@ -13,26 +13,18 @@ use abi::record::{moment, value};
 /// What a value says about the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Role {
-    /// The pattern that matched, below the prefixes of the frames outside.
-    Route,
     /// The pattern that matched, as a whole.
     WholeRoute,
     /// The pattern that matched, as a whole but for the slash that it begins
     /// with.
     SlashlessRoute,
-    /// The pattern of a mounted application; outer ones come before inner
-    /// ones.
-    Prefix,
     /// The route object that matched.
     Leaf,
     /// What says how the route object is included in the application:
     /// an object with `original_route`, `path` and `endpoint`.
     LeafContext,
-    /// The path under which the innermost application is mounted, with its
-    /// parameters filled in.
-    MountedAt,
-    /// The part of it that is not the application's own doing.
-    MountedOutside,
+    /// The outermost router: where the route object is looked for.
+    Root,
     /// The callable that serves the request.
     Handler,
     /// The name under which the application has the callable.
@@ -142,6 +134,8 @@ pub(super) struct Framework {
     /// Exceptions that are no failures, by module and qualified name; those
     /// that derive from them neither.
     pub(super) handled: &'static [&'static str],
+    /// Modules of frameworks that leave nothing to tell.
+    pub(super) unless: &'static [&'static str],
     /// Its rows.
     pub(super) rows: &'static [Row],
 }
@@ -163,16 +157,10 @@ impl Want {
     /// What the last object of the path is taken for.
     pub(super) fn terminal(&self) -> u32 {
         u32::from(match self.role {
-            Role::Route
-            | Role::WholeRoute
-            | Role::SlashlessRoute
-            | Role::Prefix
-            | Role::MountedAt
-            | Role::MountedOutside
-            | Role::ViewName
-            | Role::Method => value::TEXT,
+            Role::WholeRoute | Role::SlashlessRoute | Role::ViewName | Role::Method => value::TEXT,
             Role::Leaf
             | Role::LeafContext
+            | Role::Root
             | Role::Handler
             | Role::Application
             | Role::Default
@@ -279,6 +267,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &["flask.ctx", "flask.wrappers", "werkzeug.routing.rules"],
         context_variable: Some(("flask.globals", "_cv_request")),
         handled: &[],
+        unless: &[],
         rows: &[last(
             "flask.app",
             "Flask.wsgi_app",
@@ -320,6 +309,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &["starlette.routing", "fastapi.applications"],
         context_variable: None,
         handled: &[],
+        unless: &[],
         rows: &[
             row(
                 "fastapi.routing",
@@ -341,7 +331,8 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
             ),
         ],
     },
-    // Starlette 0.20 to 1.x.
+    // Starlette 0.20 to 1.x. Mounted applications share the scope, so that
+    // the innermost application tells all.
     Framework {
         name: "starlette",
         module: "starlette.routing",
@@ -349,19 +340,17 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &["starlette.applications", "starlette.requests"],
         context_variable: None,
         handled: &[],
+        unless: &[],
         rows: &[
             row(
                 "starlette.routing",
                 "Route.handle",
-                &[
-                    answering(Role::Route, Local("self"), &[Attribute("path")]),
-                    answering(Role::Handler, Local("self"), &[Attribute("endpoint")]),
-                ],
+                &[answering(Role::Leaf, Local("self"), &[])],
             ),
             row(
                 "starlette.routing",
                 "Mount.handle",
-                &[answering(Role::Prefix, Local("self"), &[Attribute("path")])],
+                &[answering(Role::Leaf, Local("self"), &[])],
             ),
             row(
                 "starlette.endpoints",
@@ -374,18 +363,12 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
             ),
             // What middlewares answer after the route's frames are gone, for
             // an exception say: the scope still knows.
-            row(
+            last(
                 "starlette.applications",
                 "Starlette.__call__",
                 &[
                     answering(Role::Leaf, Local("scope"), &[Key("route")]),
-                    answering(Role::MountedAt, Local("scope"), &[Key("root_path")]),
-                    answering(
-                        Role::MountedOutside,
-                        Local("scope"),
-                        &[Key("app_root_path")],
-                    ),
-                    answering(Role::Application, Local("self"), &[]),
+                    answering(Role::Root, Local("scope"), &[Key("router")]),
                 ],
             ),
             row(
@@ -415,6 +398,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
             "django.core.exceptions.SuspiciousOperation",
             "django.http.multipartparser.MultiPartParserError",
         ],
+        unless: &[],
         rows: &[
             Row {
                 place: Place::WsgiServers,
@@ -502,6 +486,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &["aiohttp.web_request", "aiohttp.web_urldispatcher"],
         context_variable: None,
         handled: &["aiohttp.web_exceptions.HTTPException"],
+        unless: &[],
         rows: &[last(
             "aiohttp.web_protocol",
             "RequestHandler._handle_request",
@@ -558,6 +543,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &[],
         context_variable: None,
         handled: &["tornado.web.HTTPError", "tornado.web.Finish"],
+        unless: &[],
         rows: &[last(
             "tornado.web",
             "RequestHandler._execute",
@@ -575,6 +561,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &[],
         context_variable: None,
         handled: &["bottle.HTTPResponse", "bottle.RouteReset"],
+        unless: &[],
         rows: &[
             Row {
                 place: Place::WsgiServers,
@@ -611,6 +598,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
             "falcon.http_error.HTTPError",
             "falcon.http_status.HTTPStatus",
         ],
+        unless: &[],
         rows: &[
             row(
                 "falcon.asgi.app",
@@ -649,6 +637,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &["sanic_routing.route"],
         context_variable: None,
         handled: &["sanic.exceptions.SanicException"],
+        unless: &[],
         rows: &[
             last(
                 "sanic.app",
@@ -697,6 +686,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         ],
         context_variable: None,
         handled: &[],
+        unless: &[],
         rows: &[
             row(
                 "quart.asgi",
@@ -735,6 +725,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         ],
         context_variable: None,
         handled: &["litestar.exceptions.http_exceptions.HTTPException"],
+        unless: &[],
         rows: &[
             last(
                 "litestar.app",
@@ -775,6 +766,14 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &[],
         context_variable: None,
         handled: &[],
+        // These answer every exception themselves.
+        unless: &[
+            "starlette.applications",
+            "litestar.app",
+            "quart.app",
+            "falcon.asgi.app",
+            "django.core.handlers.asgi",
+        ],
         rows: &[
             last(
                 "uvicorn.protocols.http.httptools_impl",
@@ -796,6 +795,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         context_variable: None,
         // What is wrong with the request.
         handled: &["gunicorn.http.errors.ParseException", "ssl.SSLError"],
+        unless: &[],
         rows: &[last(
             "gunicorn.workers.base",
             "Worker.handle_error",
@@ -809,6 +809,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &[],
         context_variable: None,
         handled: &[],
+        unless: &[],
         rows: &[last(
             "werkzeug.serving",
             "WSGIRequestHandler.run_wsgi",
@@ -822,6 +823,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &[],
         context_variable: None,
         handled: &[],
+        unless: &[],
         rows: &[last(
             "wsgiref.handlers",
             "BaseHandler.run",
@@ -835,6 +837,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &[],
         context_variable: None,
         handled: &["waitress.channel.ClientDisconnected"],
+        unless: &[],
         rows: &[last(
             "waitress.channel",
             "HTTPChannel.service",

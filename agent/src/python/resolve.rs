@@ -8,15 +8,14 @@ use pyframes::{Memory, attribute};
 use super::exception::Teller;
 use super::frameworks::{Catchers, FRAMEWORKS, Role, Want};
 use super::objects::Objects;
+use super::tree::{Leaf, Placed, member};
 use super::values::{self, Item, Text};
 use super::{PythonStats, StackEvent, State};
 use crate::insight::{Insight, Subject};
 use crate::stream::Evidence;
 
-/// Deepest nesting of mounted applications.
-const MAX_MOUNTS: u32 = 8;
-/// Most routes of an application that are looked through.
-const MAX_ROUTES: usize = 4096;
+/// Most handlers of exceptions that are looked through.
+const MAX_HANDLERS: usize = 4096;
 
 /// Exceptions that end what is under way without being failures.
 const ENDINGS: &[&str] = &[
@@ -58,18 +57,24 @@ pub(super) fn insight(
     }
     let items = values::items(event.values);
     let told = Told::new(&items, wants, stats);
-    let route = told.route(objects, stats);
+    let placed = told.leaf(objects).map(|leaf| {
+        let placed = state.tree.placed(objects, leaf, stack.at);
+        if placed.route.is_none() {
+            stats.unplaced.one();
+        }
+        placed
+    });
+    let matched = placed.is_some() || told.route().is_some() || told.is_its_own_route();
+    let Placed { route, endpoint } = placed.unwrap_or_default();
+    let route = told.route().or(route);
     let method = told.text(Role::Method).map(Text::into_string);
-    // What answers where nothing matched is no view of the application's.
-    let matched = route.is_some() || told.leaf(objects).is_some();
     let handler = told.object(Role::Handler).or_else(|| {
         let name = told.text(Role::ViewName)?;
         let application = told.object(Role::Application)?;
         state.handlers.named(objects, application, name.as_str())
     });
-    let handler = handler
-        .or_else(|| told.leaf(objects)?.endpoint)
-        .filter(|_| matched);
+    // What answers where nothing matched is no view of the application's.
+    let handler = handler.or(endpoint).filter(|_| matched);
     let code = handler.and_then(|handler| {
         let location =
             state
@@ -186,6 +191,11 @@ impl<'a> Told<'a> {
                 .any(|item| item.value.frame == exception.value.frame)
     }
 
+    /// Whether the framework tells the view alone.
+    fn is_its_own_route(&self) -> bool {
+        self.framework() == Some("tornado")
+    }
+
     /// The framework that comes first in the table: those that build on
     /// another come before it.
     fn framework(&self) -> Option<&'static str> {
@@ -198,82 +208,35 @@ impl<'a> Told<'a> {
             .map(|(_, framework)| framework.name)
     }
 
-    /// The pattern that matched, with those of the applications around it.
-    fn route<M: Memory>(&self, objects: Objects<'_, M>, stats: &PythonStats) -> Option<Arc<str>> {
+    /// The pattern that matched, where a text tells it.
+    fn route(&self) -> Option<Arc<str>> {
         if let Some(whole) = self.text(Role::WholeRoute) {
             return Some(whole.as_str().into());
         }
-        if let Some(route) = self.text(Role::SlashlessRoute) {
-            return Some(format!("/{}", route.as_str()).into());
-        }
-        let prefixes: Vec<_> = self.of(Role::Prefix).rev().collect();
-        let mut route = String::new();
-        for prefix in &prefixes {
-            route.push_str(prefix.text().filter(Text::is_whole)?.as_str());
-        }
-        if let Some(leaf) = self.text(Role::Route) {
-            route.push_str(leaf.as_str());
-            return Some(route.into());
-        }
-        if !prefixes.is_empty() {
-            // A mounted application that is no router.
-            return Some(route.into());
-        }
-        let leaf = self.leaf(objects)?;
-        if self.of(Role::Prefix).next().is_some() {
-            route.push_str(&leaf.path?);
-            return Some(route.into());
-        }
-        let found = self.placed(objects, leaf);
-        if found.is_none() {
-            stats.unplaced.one();
-        }
-        found
+        let route = self.text(Role::SlashlessRoute)?;
+        Some(format!("/{}", route.as_str()).into())
     }
 
-    /// The route object that matched, by what includes it where there is such
-    /// a thing.
+    /// The route object that matched.
     fn leaf<M: Memory>(&self, objects: Objects<'_, M>) -> Option<Leaf> {
-        let context = self.object(Role::LeafContext);
-        let object = match self.object(Role::Leaf) {
-            Some(object) => object,
-            None => member(objects, context?, "original_route")?,
+        let included = self.object(Role::LeafContext).and_then(|context| {
+            let original = member(objects, context, "original_route")?;
+            Some((original, context))
+        });
+        let root = self.object(Role::Root);
+        let (object, context) = match (self.object(Role::Leaf), included) {
+            (Some(object), Some((original, context))) if original == object => {
+                (object, Some(context))
+            }
+            (Some(object), _) => (object, None),
+            (None, Some((object, context))) => (object, Some(context)),
+            (None, None) => return None,
         };
-        let included = context
-            .filter(|context| member(objects, *context, "original_route") == Some(object))
-            .unwrap_or(object);
         Some(Leaf {
             object,
-            path: path_of(objects, included),
-            endpoint: member(objects, included, "endpoint"),
+            context,
+            root,
         })
-    }
-
-    /// The pattern of a route object, where the frames around it are gone.
-    fn placed<M: Memory>(&self, objects: Objects<'_, M>, leaf: Leaf) -> Option<Arc<str>> {
-        let path = leaf.path?;
-        let whole = |text: Text| text.is_whole().then(|| text.into_string());
-        let mounted = self
-            .of(Role::MountedAt)
-            .last()
-            .and_then(Item::text)
-            .map_or_else(|| Some(String::new()), whole)?;
-        let outside = match self.of(Role::MountedOutside).last().and_then(Item::text) {
-            Some(text) => whole(text)?,
-            None => mounted.clone(),
-        };
-        let inside = mounted.strip_prefix(&outside)?;
-        if inside.is_empty() {
-            return Some(path.into());
-        }
-        let application = self.of(Role::Application).last()?.object()?;
-        let mounts = mounts(objects, application, inside, leaf.object)?;
-        // Where an application was mounted and nothing in it matched, the
-        // route is the mount.
-        if mounts.leaf_is_mount {
-            return Some(inside.into());
-        }
-        Some(format!("{inside}{path}").into())
     }
 }
 
@@ -295,7 +258,7 @@ fn catches<M: Memory>(
     let Ok(table) = objects.dict(table) else {
         return false;
     };
-    let entries: Vec<_> = table.entries(memory).flatten().take(MAX_ROUTES).collect();
+    let entries: Vec<_> = table.entries(memory).flatten().take(MAX_HANDLERS).collect();
     match catchers {
         // What is nearest in the order of look-ups handles it.
         Catchers::Falcon => {
@@ -329,73 +292,4 @@ fn handled<M: Memory>(objects: Objects<'_, M>, class: u64, framework: usize) -> 
         attribute::qualified_type_name(memory, layout, *class, &mut buffer)
             .is_ok_and(|name| handled.contains(&name.text) || ENDINGS.contains(&name.text))
     })
-}
-
-/// A route object, and what is known of it.
-struct Leaf {
-    object: u64,
-    path: Option<String>,
-    endpoint: Option<u64>,
-}
-
-/// What was found under a path.
-struct Mounted {
-    leaf_is_mount: bool,
-}
-
-/// Follows mounts whose patterns are the path itself, without parameters;
-/// `None` if that does not lead to the path's end.
-fn mounts<M: Memory>(
-    objects: Objects<'_, M>,
-    application: u64,
-    path: &str,
-    leaf: u64,
-) -> Option<Mounted> {
-    let mut at = application;
-    let mut rest = path;
-    for _ in 0..MAX_MOUNTS {
-        let router = member(objects, at, "router").unwrap_or(at);
-        let routes = objects.list(member(objects, router, "routes")?).ok()?;
-        let mount = routes.into_iter().take(MAX_ROUTES).find_map(|route| {
-            if !is_mount(objects, route) {
-                return None;
-            }
-            let prefix = path_of(objects, route)?;
-            let after = rest.strip_prefix(prefix.as_str())?;
-            let whole = after.is_empty() || after.starts_with('/');
-            (whole && !prefix.is_empty()).then_some((route, after))
-        });
-        let (route, after) = mount?;
-        if after.is_empty() {
-            return Some(Mounted {
-                leaf_is_mount: route == leaf,
-            });
-        }
-        rest = after;
-        at = member(objects, route, "_base_app").or_else(|| member(objects, route, "app"))?;
-    }
-    None
-}
-
-fn is_mount<M: Memory>(objects: Objects<'_, M>, route: u64) -> bool {
-    let types = objects
-        .type_of(route)
-        .and_then(|class| objects.mro(class))
-        .unwrap_or_default();
-    types.into_iter().any(|class| {
-        objects
-            .name_in(class, objects.layout.heap_type.ht_name)
-            .is_ok_and(|name| name == "Mount")
-    })
-}
-
-fn path_of<M: Memory>(objects: Objects<'_, M>, route: u64) -> Option<String> {
-    objects.name(member(objects, route, "path")?).ok()
-}
-
-fn member<M: Memory>(objects: Objects<'_, M>, object: u64, name: &str) -> Option<u64> {
-    let Objects { memory, layout } = objects;
-    attribute::instance_attribute(memory, layout, object, name)
-        .ok()
-        .flatten()
 }
