@@ -166,6 +166,8 @@ pub struct Discovery {
     tracees: HashMap<u32, Tracee>,
     /// What is known of their frameworks.
     pub python: Python,
+    /// Whether Python's frames are looked into.
+    frames: bool,
     host: Host,
     next_seed: u64,
     /// What happened, counted.
@@ -173,11 +175,13 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Traces nothing yet.
-    pub fn new() -> Self {
+    /// Traces nothing yet; `frames` says whether Python's frames are to be
+    /// looked into.
+    pub fn new(frames: bool) -> Self {
         Self {
             tracees: HashMap::new(),
             python: Python::new(),
+            frames,
             host: Host::read(),
             next_seed: SEEDED,
             stats: DiscoveryStats::default(),
@@ -541,12 +545,6 @@ impl Discovery {
                 old: true,
             });
         }
-    }
-}
-
-impl Default for Discovery {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -5,10 +5,11 @@
 
 use std::num::NonZeroU32;
 use std::path::Path;
+use std::time::Duration;
 
 use abi::counter::Counter;
 use abi::map::{
-    CodeKey, Connection, Descriptor, KernelOffsets, Layout, Recipes, Target, recipes_flag,
+    CodeKey, Connection, Descriptor, Filter, KernelOffsets, Layout, Recipes, Target, recipes_flag,
 };
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, ProgramArray};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope};
@@ -171,6 +172,9 @@ pub struct Probes {
     muted: HashMap<MapData, u64, u8>,
     counters: PerCpuArray<MapData, u64>,
     recipes: HashMap<MapData, CodeKey, Recipes>,
+    filter: Array<MapData, Filter>,
+    /// Keys that have recipes.
+    cooked: std::collections::HashSet<CodeKey>,
     hooks: std::collections::HashMap<u32, Vec<Hooked>>,
     /// The kernel empties it when its last holder lets go.
     _steps: [ProgramArray<MapData>; 2],
@@ -221,6 +225,8 @@ impl Probes {
             muted: map(&mut ebpf, "MUTED")?,
             counters: map(&mut ebpf, "COUNTERS")?,
             recipes: map(&mut ebpf, "RECIPES")?,
+            filter: map(&mut ebpf, "FILTER")?,
+            cooked: std::collections::HashSet::new(),
             hooks: std::collections::HashMap::new(),
             _steps: steps,
             flush_log,
@@ -244,6 +250,19 @@ impl Probes {
             .collect();
         programs.sort();
         programs
+    }
+
+    /// Every program's name, how long it ran and how often, since the kernel
+    /// keeps such statistics (`kernel.bpf_stats_enabled`). A program's time
+    /// includes those that continue it.
+    pub fn run_times(&self) -> Vec<(String, Duration, u64)> {
+        self.ebpf
+            .programs()
+            .filter_map(|(name, program)| {
+                let info = program.info().ok()?;
+                Some((name.to_owned(), info.run_time(), info.run_count()))
+            })
+            .collect()
     }
 
     /// Attaches the tracepoint programs. Targets should be in place, so that
@@ -360,25 +379,47 @@ impl Probes {
             .map_err(|source| ProbeError::Map {
                 name: "RECIPES",
                 source,
-            })
+            })?;
+        if self.cooked.insert(key) {
+            self.filter(&key)?;
+        }
+        Ok(())
     }
 
     /// Makes the kernel forget a code object, which it may not know.
     pub fn remove_recipes(&mut self, key: CodeKey) {
-        let _absent = self.recipes.remove(&key);
+        if self.cooked.remove(&key) {
+            // Without the recipes the filter may let through what it likes.
+            let _too_much = self.filter(&key);
+            let _absent = self.recipes.remove(&key);
+        }
     }
 
     /// Makes the kernel forget all code objects of a group of processes.
     pub fn remove_group(&mut self, group: u32) {
-        let keys: Vec<CodeKey> = self
-            .recipes
-            .keys()
-            .filter_map(Result::ok)
-            .filter(|key| key.group == group)
-            .collect();
+        let of_group = |key: &&CodeKey| key.group == group;
+        let keys: Vec<CodeKey> = self.cooked.iter().filter(of_group).copied().collect();
         for key in keys {
             self.remove_recipes(key);
         }
+    }
+
+    /// Sets the key's bit in the filter, or clears it where no other key
+    /// needs it.
+    fn filter(&mut self, key: &CodeKey) -> Result<(), ProbeError> {
+        let failed = |source| ProbeError::Map {
+            name: "FILTER",
+            source,
+        };
+        let bit = key.filter_bit();
+        let needed = self.cooked.iter().any(|other| other.filter_bit() == bit);
+        let mut filter = self.filter.get(&0, 0).map_err(failed)?;
+        let word = usize::try_from(bit / 64).unwrap_or(usize::MAX);
+        if let Some(word) = filter.words.get_mut(word) {
+            let mask = 1 << (bit % 64);
+            *word = if needed { *word | mask } else { *word & !mask };
+        }
+        self.filter.set(0, filter, 0).map_err(failed)
     }
 
     /// Asks the kernel to record nothing more of a connection.

@@ -98,7 +98,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     let mut agent = Agent {
         probes,
         pipeline: Pipeline::new(source, processor.sender(), recorder)?,
-        discovery: Discovery::new(),
+        discovery: Discovery::new(!options.no_frames),
         stats: RunStats::default(),
         export_stats: Arc::clone(&stats),
         show_stats: options.stats,

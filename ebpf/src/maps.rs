@@ -1,6 +1,6 @@
 //! Every BPF map, with its key, value, writer, reader and eviction.
 
-use abi::map::{CodeKey, Connection, Descriptor, Layout, Recipes, Target};
+use abi::map::{CodeKey, Connection, Descriptor, Filter, Layout, Recipes, Target};
 use abi::record::{Data, Owner, Stack};
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
@@ -66,6 +66,11 @@ pub(crate) static LAYOUTS: Array<Layout> = Array::with_max_entries(16, 0);
 #[map]
 pub(crate) static RECIPES: HashMap<CodeKey, Recipes> =
     HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+/// 0 → which code objects may be in [`RECIPES`]. Written by the agent, always
+/// so that none is missing.
+#[map]
+pub(crate) static FILTER: Array<Filter> = Array::with_max_entries(1, 0);
 
 /// The walk that is under way, for each [`chain`]; on the stack it would not
 /// fit.
@@ -214,7 +219,7 @@ pub(crate) struct Raised {
 }
 
 /// Frames whose code has recipes that a walk notes.
-pub(crate) const MAX_HITS: usize = 8;
+pub(crate) const MAX_HITS: usize = 16;
 /// Bytes of a record behind its beginning, at most, and less than a power of
 /// two: 64 frames and 6 KiB of values.
 pub(crate) const BODY_BYTES: usize = 8192;

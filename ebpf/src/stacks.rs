@@ -7,7 +7,7 @@
 //! its end, so that the stack comes first in the ring.
 
 use abi::counter::Counter;
-use abi::map::{CodeKey, Connection, Target, recipes_flag, target_flag};
+use abi::map::{CodeKey, Connection, Filter, Target, recipes_flag, target_flag};
 use abi::record::{Frame, Stack, direction, kind, moment, role, stack_flag};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_NOEXIST;
@@ -19,8 +19,8 @@ use pyframes::frame::{self, Advance};
 use crate::contexts::{Finding, Place};
 use crate::counters::count;
 use crate::maps::{
-    BODY_BYTES, EVENTS, FUNCTION_STEPS, Hit, LAYOUTS, MAX_HITS, RECIPES, STEPS, WALK, WALKING,
-    Walk, chain, step,
+    BODY_BYTES, EVENTS, FILTER, FUNCTION_STEPS, Hit, LAYOUTS, MAX_HITS, RECIPES, STEPS, WALK,
+    WALKING, Walk, chain, step,
 };
 use crate::user::User;
 use crate::{capture, contexts, emit, processes, threads};
@@ -29,15 +29,15 @@ use crate::{capture, contexts, emit, processes, threads};
 const MAX_FRAMES: u32 = 64;
 /// Frames that one program reads.
 const FRAMES_PER_RUN: u32 = 40;
-/// Values and exceptions of a record. Each is a tail call, as are the runs
-/// over frames before and the elements of a transfer after them; the kernel
-/// allows 32 in all.
-const MAX_VALUES: u32 = 10;
 
 /// A kind of program that walks.
 pub(crate) trait Chain: EbpfContext {
     /// Its [`WALK`] entry.
     const SCRATCH: u32;
+
+    /// Values and exceptions of a record after the first. Each is a tail
+    /// call, of which the kernel allows 32, the runs over frames included.
+    const MAX_VALUES: u32;
 
     /// Takes this processor's entry; false if a program that was interrupted
     /// uses it.
@@ -55,6 +55,9 @@ pub(crate) trait Chain: EbpfContext {
 
 impl Chain for RawTracePointContext {
     const SCRATCH: u32 = chain::SYSCALL;
+
+    /// The elements of the transfer come after them.
+    const MAX_VALUES: u32 = 19;
 
     /// Nothing interrupts these programs for another thread.
     #[inline(always)]
@@ -79,6 +82,8 @@ impl Chain for RawTracePointContext {
 
 impl Chain for ProbeContext {
     const SCRATCH: u32 = chain::FUNCTION;
+
+    const MAX_VALUES: u32 = 26;
 
     #[inline(always)]
     fn claim() -> bool {
@@ -174,7 +179,7 @@ pub(crate) fn prepare<C: Chain>(
     walk.layout = target.layout;
     walk.started = 0;
     walk.transfer = 0;
-    walk.left = MAX_VALUES;
+    walk.left = C::MAX_VALUES;
     walk.hits_len = 0;
     walk.hit = 0;
     walk.recipe = 0;
@@ -217,7 +222,7 @@ pub(crate) fn frames<C: Chain>(ctx: &C) {
     let Some(walk) = current::<C>() else {
         return;
     };
-    let Some(layout) = layout(walk.layout) else {
+    let (Some(layout), Some(filter)) = (layout(walk.layout), FILTER.get(0)) else {
         return finish(ctx, walk);
     };
     if walk.started == 0 {
@@ -230,7 +235,7 @@ pub(crate) fn frames<C: Chain>(ctx: &C) {
     for _ in 0..FRAMES_PER_RUN {
         match walk.walker.advance(&User, layout) {
             Advance::Frame => {
-                if !note(walk) {
+                if !note(walk, filter) {
                     return values(ctx, walk);
                 }
             }
@@ -258,7 +263,7 @@ fn broken(walk: &mut Walk) {
 
 /// Adds the walker's frame to the record; false if it is to be the last.
 #[inline(always)]
-fn note(walk: &mut Walk) -> bool {
+fn note(walk: &mut Walk, filter: &Filter) -> bool {
     let index = walk.stack.n_frames;
     if index >= MAX_FRAMES {
         count(Counter::StackTooDeep);
@@ -282,6 +287,9 @@ fn note(walk: &mut Walk) -> bool {
         group: walk.stack.group,
         pad: 0,
     };
+    if !filter.has(&key) {
+        return true;
+    }
     let Some(recipes) = RECIPES.get_ptr(key) else {
         return true;
     };
@@ -452,7 +460,7 @@ pub(crate) fn raised(ctx: &ProbeContext, pid_tgid: u64, object: u64) {
     if target.flags & target_flag::PYTHON == 0 {
         return;
     }
-    let Some(layout) = layout(target.layout) else {
+    let (Some(layout), Some(filter)) = (layout(target.layout), FILTER.get(0)) else {
         return;
     };
     let Ok(address) = frame::of_object(&User, layout, object) else {
@@ -466,6 +474,9 @@ pub(crate) fn raised(ctx: &ProbeContext, pid_tgid: u64, object: u64) {
         group: target.group,
         pad: 0,
     };
+    if !filter.has(&key) {
+        return;
+    }
     let Some(recipes) = RECIPES.get_ptr(key) else {
         return;
     };
@@ -489,7 +500,7 @@ pub(crate) fn raised(ctx: &ProbeContext, pid_tgid: u64, object: u64) {
     walk.walker.start_at(address);
     match walk.walker.advance(&User, layout) {
         Advance::Frame => {
-            note(walk);
+            note(walk, filter);
         }
         _ => broken(walk),
     }

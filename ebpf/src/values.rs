@@ -82,6 +82,11 @@ pub(crate) fn recipe<C: Chain>(ctx: &C) {
     if index >= MAX_RECIPES {
         return next_hit(ctx, walk);
     }
+    // Where it is the last, the next run begins with the next frame.
+    if walk.recipe >= recipes.count {
+        walk.recipe = 0;
+        walk.hit += 1;
+    }
     let recipe = &recipes.recipes[index];
     let place = Place {
         recipe: recipe.id,
@@ -100,15 +105,15 @@ pub(crate) fn recipe<C: Chain>(ctx: &C) {
 fn next_hit<C: Chain>(ctx: &C, walk: &mut Walk) {
     walk.recipe = 0;
     walk.hit += 1;
-    if walk.hit >= walk.hits_len {
-        return stacks::finish(ctx, walk);
-    }
     next(ctx, walk);
 }
 
-/// Goes on with the next recipe.
+/// Goes on with the next recipe, if there is one.
 #[inline(always)]
 fn next<C: Chain>(ctx: &C, walk: &mut Walk) {
+    if walk.hit >= walk.hits_len {
+        return stacks::finish(ctx, walk);
+    }
     if walk.left != 0 {
         walk.left -= 1;
         ctx.go(step::RECIPE);

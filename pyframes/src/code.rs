@@ -330,3 +330,124 @@ const MAX_VARIABLES: u64 = 1 << 12;
 
 /// At least `co_linetable` and eight bytes of every layout.
 const MAX_HEAD: usize = 192;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::for_each_layout;
+    use crate::fake::objects::CodeParts;
+    use std::vec::Vec;
+
+    const PARTS: CodeParts<'_> = CodeParts {
+        variables: [&["self", "item"], &["shared"], &["outer"]],
+        ..CodeParts::EMPTY
+    };
+
+    #[test]
+    fn lists_variables_with_slot_and_kind() {
+        for_each_layout(|layout, fake| {
+            let address = fake.code(layout, PARTS);
+            let code = Code::read(fake, layout, address).expect("reads");
+            assert_eq!((code.address, code.firstlineno), (address, 10));
+            assert_eq!(code.qualname.is_some(), layout.code.co_qualname != ABSENT);
+            let expected = [
+                ("self", Kind::Local),
+                ("item", Kind::Local),
+                ("shared", Kind::Cell),
+                ("outer", Kind::Free),
+            ];
+            let variables = code.variables(fake, layout).expect("opens");
+            assert_eq!(variables.count(), expected.len());
+            for (slot, (name, kind)) in (0..).zip(expected) {
+                let found = code.variable(fake, layout, name);
+                let found = found.map(|found| found.map(|it| (it.slot, it.kind)));
+                assert_eq!(found, Ok(Some((slot, kind))));
+            }
+            assert_eq!(code.variable(fake, layout, "missing"), Ok(None));
+        });
+    }
+
+    #[test]
+    fn a_shared_parameter_is_found_in_its_cell() {
+        for_each_layout(|layout, fake| {
+            if layout.code.co_localsplusnames != ABSENT {
+                return;
+            }
+            let variables: [&[&str]; 3] = [&["a", "b"], &["a"], &[]];
+            let parts = CodeParts { variables, ..PARTS };
+            let address = fake.code(layout, parts);
+            let code = Code::read(fake, layout, address).expect("reads");
+            let found = code
+                .variable(fake, layout, "a")
+                .expect("reads")
+                .expect("is there");
+            assert_eq!((found.slot, found.kind), (2, Kind::Cell));
+        });
+    }
+
+    #[test]
+    fn looks_into_cells_and_tells_what_is_not_bound() {
+        for_each_layout(|layout, fake| {
+            let address = fake.code(layout, PARTS);
+            let (_, frame) = fake.frame_object(layout, address);
+            let slots = field(frame, layout.frame.localsplus);
+            let value = fake.string(layout, "value");
+            let (full, empty) = (fake.cell(layout, value), fake.cell(layout, 0));
+            fake.put_u64(slots, full);
+            fake.put_u64(slots + 16, full);
+            fake.put_u64(slots + 24, empty);
+            let code = Code::read(fake, layout, address).expect("reads");
+            let values = |fake: &crate::fake::Fake| -> Vec<_> {
+                let variables = code.variables(fake, layout).expect("opens");
+                variables
+                    .map(|it| it.and_then(|it| it.value(fake, layout, frame)))
+                    .collect()
+            };
+            // A local variable may be bound to a cell as to anything else.
+            let expected = [Ok(Some(full)), Ok(None), Ok(Some(value)), Ok(None)];
+            assert_eq!(values(fake), expected);
+            // A parameter that has not been put into its cell yet.
+            fake.put_u64(slots + 16, value);
+            assert_eq!(values(fake), expected);
+        });
+    }
+
+    #[test]
+    fn refuses_what_is_no_code_object() {
+        for_each_layout(|layout, fake| {
+            let text = fake.string(layout, "text");
+            assert_eq!(Code::read(fake, layout, text), Err(Error::WrongType));
+            let class = fake.heap_class(layout, "code", &[], &[]);
+            let instance = fake.instance(class, layout);
+            assert_eq!(Code::read(fake, layout, instance), Err(Error::WrongType));
+            assert_eq!(is_code(fake, layout, 8), Err(Error::Unreadable));
+        });
+    }
+
+    #[test]
+    fn refuses_names_and_kinds_that_differ_in_number() {
+        for_each_layout(|layout, fake| {
+            if layout.code.co_localsplusnames == ABSENT {
+                return;
+            }
+            let address = fake.code(layout, PARTS);
+            let kinds = fake.bytes(layout, &[0x20; 3]);
+            fake.put_u64(field(address, layout.code.co_localspluskinds), kinds);
+            let code = Code::read(fake, layout, address).expect("reads");
+            let variables = code.variables(fake, layout);
+            assert_eq!(variables.map(drop), Err(Error::Malformed));
+        });
+    }
+
+    #[test]
+    fn garbage_never_panics() {
+        for_each_layout(|layout, fake| {
+            let address = fake.code(layout, PARTS);
+            fake.each_corruption(address + 256, |fake| {
+                if let Ok(code) = Code::read(fake, layout, address) {
+                    let _ = code.variable(fake, layout, "outer");
+                }
+            });
+        });
+    }
+}

@@ -223,3 +223,133 @@ const MAX_CHAIN: usize = 64;
 /// More entries than a traceback has: it grows by one a frame, and
 /// `sys.getrecursionlimit()` is 1,000.
 const MAX_ENTRIES: u32 = 1 << 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::for_each_layout;
+    use crate::fake::objects::CodeParts;
+    use std::vec::Vec;
+
+    fn links(memory: &crate::fake::Fake, layout: &Layout, address: u64) -> Vec<(Link, u64)> {
+        chain(memory, layout, address)
+            .map(|linked| linked.map(|(link, exception)| (link, exception.address)))
+            .collect::<Result<_, _>>()
+            .expect("reads")
+    }
+
+    #[test]
+    fn follows_causes_and_contexts_as_python_prints_them() {
+        for_each_layout(|layout, fake| {
+            let at = &layout.exception;
+            let [first, cause, context] = [(); 3].map(|()| fake.exception(layout, &[5]));
+            fake.put_u64(field(first, at.context), context);
+            let found = links(fake, layout, first);
+            assert_eq!(found, [(Link::First, first), (Link::Context, context)]);
+            fake.put_u8(field(first, at.suppress_context), 1);
+            assert_eq!(links(fake, layout, first), [(Link::First, first)]);
+            fake.put_u64(field(first, at.cause), cause);
+            let found = links(fake, layout, first);
+            assert_eq!(found, [(Link::First, first), (Link::Cause, cause)]);
+            // In a circle.
+            fake.put_u64(field(cause, at.context), first);
+            assert_eq!(links(fake, layout, first), found);
+            let read = Exception::read(fake, layout, first).expect("reads");
+            assert_eq!(read.args.get(fake, 0), Ok(5));
+        });
+    }
+
+    #[test]
+    fn a_chain_beyond_the_bound_is_too_long() {
+        for_each_layout(|layout, fake| {
+            let first = fake.exception(layout, &[]);
+            let mut last = first;
+            for _ in 0..MAX_CHAIN {
+                let next = fake.exception(layout, &[]);
+                fake.put_u64(field(last, layout.exception.context), next);
+                last = next;
+            }
+            let read: Vec<_> = chain(fake, layout, first).collect();
+            assert_eq!(read.len(), MAX_CHAIN + 1);
+            assert!(matches!(read.last(), Some(Err(Error::TooLong))));
+        });
+    }
+
+    #[test]
+    fn lists_the_entries_of_a_traceback() {
+        for_each_layout(|layout, fake| {
+            let parts = CodeParts {
+                linetable: &[],
+                ..CodeParts::EMPTY
+            };
+            let code = fake.code(layout, parts);
+            let (object, _) = fake.frame_object(layout, code);
+            let inner = fake.traceback(layout, 0, object, 12);
+            let outer = fake.traceback(layout, inner, object, 11);
+            let exception = fake.exception(layout, &[]);
+            fake.put_u64(field(exception, layout.exception.traceback), outer);
+            let read = Exception::read(fake, layout, exception).expect("reads");
+            let code = Code::read(fake, layout, code).expect("reads");
+            let lines: Vec<_> = read
+                .traceback(fake, layout)
+                .map(|entry| {
+                    let entry = entry.expect("reads");
+                    assert_eq!((entry.code, entry.lasti), (code.address, Some(2)));
+                    entry.line(fake, layout, &code)
+                })
+                .collect();
+            assert_eq!(lines, [Ok(Some(11)), Ok(Some(12))]);
+            // One that runs in a circle ends.
+            fake.put_u64(field(inner, layout.traceback.tb_next), outer);
+            let last = read.traceback(fake, layout).last();
+            assert_eq!(last, Some(Err(Error::TooLong)));
+        });
+    }
+
+    #[test]
+    fn a_line_that_is_not_stored_follows_from_the_instruction() {
+        for_each_layout(|layout, fake| {
+            let parts = CodeParts {
+                // Each version reads it as line 10, the first.
+                linetable: &[0x80 | 12, 0x80 | 10 << 3 | 7][..],
+                ..CodeParts::EMPTY
+            };
+            let code = fake.code(layout, parts);
+            let (object, _) = fake.frame_object(layout, code);
+            let entry = fake.traceback(layout, 0, object, u32::MAX);
+            let entry = traceback(fake, layout, Some(entry)).next();
+            let entry = entry.expect("an entry").expect("reads");
+            assert_eq!(entry.lineno, None);
+            let code = Code::read(fake, layout, code).expect("reads");
+            let expected = line::line(fake, layout, &code, Some(2));
+            assert_eq!(entry.line(fake, layout, &code), expected);
+        });
+    }
+
+    #[test]
+    fn refuses_what_is_no_exception() {
+        for_each_layout(|layout, fake| {
+            let text = fake.string(layout, "text");
+            assert_eq!(Exception::read(fake, layout, text), Err(Error::WrongType));
+        });
+    }
+
+    #[test]
+    fn garbage_never_panics() {
+        for_each_layout(|layout, fake| {
+            let first = fake.exception(layout, &[5]);
+            let second = fake.exception(layout, &[5]);
+            fake.put_u64(field(first, layout.exception.context), second);
+            let code = fake.code(layout, CodeParts::EMPTY);
+            let (object, _) = fake.frame_object(layout, code);
+            let entry = fake.traceback(layout, 0, object, 11);
+            fake.put_u64(field(second, layout.exception.traceback), entry);
+            fake.each_corruption(first, |fake| {
+                for (_, exception) in chain(fake, layout, first).flatten() {
+                    let _ = exception.notes(fake, layout);
+                    let _ = exception.traceback(fake, layout).count();
+                }
+            });
+        });
+    }
+}

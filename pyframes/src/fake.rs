@@ -9,6 +9,8 @@ use crate::layout::{ABSENT, LAYOUTS, Layout};
 use crate::object::flag;
 use crate::{Memory, field};
 
+pub(crate) mod objects;
+
 /// One mapping that is filled from its beginning.
 pub(crate) struct Fake {
     bytes: Vec<u8>,
@@ -18,6 +20,8 @@ pub(crate) struct Fake {
     int_type: u64,
     type_type: u64,
     module_type: u64,
+    /// Types that [`Fake::class`] made, by name.
+    classes: Vec<(String, u64)>,
 }
 
 /// Calls `check` with each layout and an empty memory.
@@ -46,6 +50,7 @@ impl Fake {
             int_type: 0,
             type_type: 0,
             module_type: 0,
+            classes: Vec::new(),
         }
     }
 

@@ -248,3 +248,164 @@ const INSTRUCTION: u64 = 2;
 const MAX_STACK: u32 = 1 << 16;
 /// Bytes of the longest name in [`WRAPPERS`], and a few.
 const MAX_NAME: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::objects::CodeParts;
+    use crate::fake::{Fake, for_each_layout};
+
+    /// A generator of a type, with the address of its frame.
+    fn generator(layout: &Layout, fake: &mut Fake, type_name: &str) -> (u64, u64) {
+        let class = fake.class(layout, type_name, 0);
+        let name = fake.string(layout, "work");
+        let code = fake.code(layout, CodeParts::EMPTY);
+        let address = fake.put(&[0; 512]);
+        let at = &layout.generator;
+        fake.put_u64(field(address, layout.object.ob_type), class);
+        fake.put_u64(field(address, at.gi_name), name);
+        fake.put_u64(field(address, at.gi_qualname), name);
+        let frame = if at.gi_iframe == ABSENT {
+            let (frame, _) = fake.frame_object(layout, code);
+            fake.put_u64(field(address, at.gi_frame), frame);
+            frame
+        } else {
+            field(address, at.gi_iframe)
+        };
+        fake.put_u64(field(frame, layout.frame.code), code);
+        (address, frame)
+    }
+
+    /// Puts it into a state; suspended ones await `awaits` if it is not 0.
+    fn set(layout: &Layout, fake: &mut Fake, of: (u64, u64), state: State, awaits: u64) {
+        let (address, frame) = of;
+        let (at, at_generator) = (&layout.frame, &layout.generator);
+        let split = layout.tstate.frame_link == ABSENT;
+        if at_generator.gi_iframe != ABSENT {
+            let raw: i8 = match state {
+                State::Running => 0,
+                State::Finished => 4,
+                State::Created if split => -3,
+                State::Created => -2,
+                State::Suspended if split && awaits == 0 => -2,
+                State::Suspended => -1,
+            };
+            let raw = raw.cast_unsigned();
+            fake.put_u8(field(address, at_generator.gi_frame_state), raw);
+        } else if state == State::Finished {
+            fake.put_u64(field(address, at_generator.gi_frame), 0);
+            return;
+        } else {
+            let lasti: u64 = match state {
+                State::Created => 0xffff_ffff,
+                _ => 1,
+            };
+            fake.put_u64(field(frame, at.lasti), lasti);
+            let running = state == State::Running;
+            if layout.frame_object.f_state == ABSENT {
+                let at = field(address, at_generator.gi_running);
+                fake.put_u8(at, u8::from(running));
+            } else {
+                let raw = if running { 0 } else { 0xff };
+                fake.put_u8(field(frame, layout.frame_object.f_state), raw);
+            }
+        }
+        // What it goes on with, and one value on its stack.
+        let code = frame::code(fake, layout, frame).expect("mapped");
+        let stack = field(frame, at.localsplus) + 16;
+        if layout.code.co_code != ABSENT {
+            let bytecode = fake.u64(field(code, layout.code.co_code)).expect("mapped");
+            let opcode = if awaits == 0 { 0 } else { YIELD_FROM };
+            let next = u64::from(layout.frame.lasti_unit) + 2;
+            fake.put_u8(field(bytecode, layout.bytes.ob_sval) + next, opcode);
+            fake.put_u64(field(frame, at.valuestack), stack);
+        } else {
+            let first = field(code, layout.code.co_code_adaptive);
+            fake.put_u64(field(frame, at.lasti), first);
+            fake.put_u8(first + 3, if awaits == 0 { 5 } else { 7 });
+        }
+        fake.put_u64(stack, awaits | u64::from(at.tag_bits & 1));
+        let top = if layout.code.co_code != ABSENT && layout.frame_object.f_state != ABSENT {
+            1
+        } else if layout.code.co_code != ABSENT || at.tag_bits != 0 {
+            stack + 8
+        } else {
+            // Shares its word with a byte that is not read here.
+            3
+        };
+        if top == 1 || top == 3 {
+            fake.put_u8(field(frame, at.stacktop), top as u8);
+        } else {
+            fake.put_u64(field(frame, at.stacktop), top);
+        }
+    }
+
+    #[test]
+    fn tells_kind_and_state() {
+        for_each_layout(|layout, fake| {
+            for (name, kind) in KINDS {
+                for state in [
+                    State::Created,
+                    State::Suspended,
+                    State::Running,
+                    State::Finished,
+                ] {
+                    let (address, frame) = generator(layout, fake, name);
+                    set(layout, fake, (address, frame), state, 0);
+                    let read = Generator::read(fake, layout, address).expect("reads");
+                    assert_eq!((read.kind, read.state), (kind, state));
+                    assert_eq!(read.frame.is_some(), state != State::Finished);
+                    assert_eq!(read.awaits(fake, layout), Ok(None));
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn tells_what_a_suspended_one_awaits() {
+        for_each_layout(|layout, fake| {
+            let (inner, _) = generator(layout, fake, "coroutine");
+            let (address, frame) = generator(layout, fake, "coroutine");
+            set(layout, fake, (address, frame), State::Suspended, inner);
+            let read = Generator::read(fake, layout, address).expect("reads");
+            assert_eq!(read.awaits(fake, layout), Ok(Some(inner)));
+            assert_eq!(awaited(fake, layout, inner), Ok(Some(inner)));
+            let class = fake.class(layout, "coroutine_wrapper", 0);
+            let wrapper = fake.instance(class, layout);
+            fake.put_u64(field(wrapper, layout.object.size), inner);
+            assert_eq!(awaited(fake, layout, wrapper), Ok(Some(inner)));
+            let other = fake.string(layout, "future");
+            assert_eq!(awaited(fake, layout, other), Ok(None));
+        });
+    }
+
+    #[test]
+    fn refuses_states_that_do_not_exist_and_other_objects() {
+        for_each_layout(|layout, fake| {
+            let text = fake.string(layout, "text");
+            assert_eq!(Generator::read(fake, layout, text), Err(Error::WrongType));
+            let (address, _) = generator(layout, fake, "generator");
+            if layout.generator.gi_frame_state != ABSENT {
+                fake.put_u8(field(address, layout.generator.gi_frame_state), 99);
+                let read = Generator::read(fake, layout, address);
+                assert_eq!(read, Err(Error::Malformed));
+            }
+        });
+    }
+
+    #[test]
+    fn garbage_never_panics() {
+        for_each_layout(|layout, fake| {
+            let (inner, _) = generator(layout, fake, "coroutine");
+            let (address, frame) = generator(layout, fake, "coroutine");
+            set(layout, fake, (address, frame), State::Suspended, inner);
+            for near in [address, frame] {
+                fake.each_corruption(near, |fake| {
+                    if let Ok(read) = Generator::read(fake, layout, address) {
+                        let _ = read.awaits(fake, layout);
+                    }
+                });
+            }
+        });
+    }
+}

@@ -8,12 +8,13 @@
 //! Bounded in every direction, see [`Limits`]; what was cut is marked by
 //! `...`, and what could not be read is `<unreadable>`.
 
+mod bounds;
 mod number;
 mod quoted;
 
-use core::cell::Cell;
 use core::fmt::{self, Write};
 
+use self::bounds::{Metered, Sink};
 use crate::attribute::{self, qualified_type_name};
 use crate::dict::Dict;
 use crate::layout::Layout;
@@ -66,15 +67,8 @@ pub fn write_repr<M: Memory, W: Write>(
     limits: &Limits,
     out: &mut W,
 ) -> fmt::Result {
-    let metered = Metered {
-        memory,
-        left: Cell::new(limits.reads),
-    };
-    let mut sink = Sink {
-        out,
-        left: limits.bytes,
-        full: false,
-    };
+    let metered = Metered::new(memory, limits.reads);
+    let mut sink = Sink::new(out, limits.bytes);
     let mut writer = Writer {
         memory: &metered,
         layout,
@@ -85,7 +79,7 @@ pub fn write_repr<M: Memory, W: Write>(
     };
     match writer.object(address) {
         // The sink refuses what goes beyond the limit; that is no failure.
-        Err(fmt::Error) if sink.full => Ok(()),
+        Err(fmt::Error) if sink.is_full() => Ok(()),
         written => written,
     }
 }
@@ -151,7 +145,7 @@ impl<M: Memory, W: Write> Writer<'_, '_, M, W> {
         match written {
             Ok(()) => Ok(()),
             Err(Failure::Sink(error)) => Err(error),
-            Err(Failure::Memory) if self.memory.left.get() == 0 => self.out.overflow(),
+            Err(Failure::Memory) if self.memory.is_exhausted() => self.out.overflow(),
             Err(Failure::Memory) => self.out.write_str("<unreadable>"),
         }
     }
@@ -386,7 +380,7 @@ impl<M: Memory, W: Write> Writer<'_, '_, M, W> {
     fn item(&mut self, item: Result<u64, Error>) -> Result<(), Failure> {
         match item {
             Ok(address) => Ok(self.object(address)?),
-            Err(_) if self.memory.left.get() == 0 => Ok(self.out.overflow()?),
+            Err(_) if self.memory.is_exhausted() => Ok(self.out.overflow()?),
             Err(_) => Ok(self.out.write_str("<unreadable>")?),
         }
     }
@@ -517,57 +511,6 @@ impl From<fmt::Error> for Failure {
     }
 }
 
-/// Memory that may be read a number of times.
-struct Metered<'m, M> {
-    memory: &'m M,
-    left: Cell<u32>,
-}
-
-impl<M: Memory> Memory for Metered<'_, M> {
-    fn read(&self, address: u64, into: &mut [u8]) -> bool {
-        let Some(left) = self.left.get().checked_sub(1) else {
-            return false;
-        };
-        self.left.set(left);
-        self.memory.read(address, into)
-    }
-}
-
-/// Passes on a number of bytes, and then `...` once.
-struct Sink<'w, W> {
-    out: &'w mut W,
-    left: usize,
-    full: bool,
-}
-
-impl<W: Write> Sink<'_, W> {
-    /// Marks that something was cut, and refuses what follows.
-    fn overflow(&mut self) -> fmt::Result {
-        if !self.full {
-            self.full = true;
-            self.out.write_str("...")?;
-        }
-        Err(fmt::Error)
-    }
-}
-
-impl<W: Write> Write for Sink<'_, W> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        if self.full {
-            return Err(fmt::Error);
-        }
-        let n_bytes = text.floor_char_boundary(self.left);
-        let (fits, rest) = text.split_at(n_bytes);
-        self.out.write_str(fits)?;
-        self.left -= n_bytes;
-        if rest.is_empty() {
-            Ok(())
-        } else {
-            self.overflow()
-        }
-    }
-}
-
 /// Types that are made in C, by `tp_name`.
 const KINDS_BY_NAME: [(&str, Kind); 24] = [
     ("NoneType", Kind::Named("None")),
@@ -619,3 +562,202 @@ const MAX_NAME: usize = 256;
 
 /// `sizeof(setentry)`: `key`, `hash`.
 const SET_ENTRY: u64 = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::objects::CodeParts;
+    use crate::fake::{Fake, for_each_layout};
+    use crate::layout::ABSENT;
+    use std::string::String;
+    use std::vec::Vec;
+
+    fn with(fake: &Fake, layout: &Layout, address: u64, limits: Limits) -> String {
+        let mut written = String::new();
+        write_repr(fake, layout, address, &limits, &mut written).expect("a string");
+        written
+    }
+
+    fn repr(fake: &Fake, layout: &Layout, address: u64) -> String {
+        with(fake, layout, address, Limits::default())
+    }
+
+    #[test]
+    fn writes_objects_as_python_does() {
+        for_each_layout(|layout, fake| {
+            let none = fake.none(layout);
+            let one = fake.int(layout, 1);
+            let half = fake.float(layout, 0.5);
+            let text = fake.string(layout, "it's");
+            let bytes = fake.bytes(layout, b"a\xff");
+            let pair = fake.tuple(layout, &[none, one]);
+            let alone = fake.tuple(layout, &[half]);
+            let list = fake.list(layout, &[text, bytes, alone]);
+            let dict = fake.dict(layout, &[("k", pair), ("l", list)]);
+            let set = fake.set(layout, &[(0, 0), (text, u64::MAX), (one, 1), (0, 0)]);
+            let empty = fake.set(layout, &[(0, 0)]);
+            let exception = fake.exception(layout, &[one]);
+            let code = fake.code(layout, CodeParts::EMPTY);
+            let cell = fake.cell(layout, one);
+            let class = fake.heap_class(layout, "Plain", &[], &[]);
+            let instance = fake.instance(class, layout);
+            let module = fake.module(layout, &[("__name__", text)]);
+            for (address, expected) in [
+                (dict, "{'k': (None, 1), 'l': [\"it's\", b'a\\xff', (0.5,)]}"),
+                (set, "{1}"),
+                (empty, "set()"),
+                (exception, "ValueError(1)"),
+                (code, "<code object work, file \"work\", line 10>"),
+                (cell, "<cell: 1>"),
+                (instance, "<Plain object>"),
+                (module, "<module \"it's\">"),
+                (0, "<NULL>"),
+                (8, "<unreadable>"),
+            ] {
+                assert_eq!(repr(fake, layout, address), expected);
+            }
+        });
+    }
+
+    #[test]
+    fn writes_integers_of_any_size() {
+        for_each_layout(|layout, fake| {
+            let address = fake.int(layout, -7);
+            assert_eq!(repr(fake, layout, address), "-7");
+            let size = |fake: &mut Fake, n_digits: u64| {
+                if layout.long.lv_tag == ABSENT {
+                    fake.put_u64(field(address, layout.object.ob_size), n_digits);
+                } else {
+                    fake.put_u64(field(address, layout.long.lv_tag), n_digits << 3);
+                }
+            };
+            // Four digits: the highest is 2**10.
+            for (idx, digit) in [0_u64, 0, 0, 1 << 10].into_iter().enumerate() {
+                let at = field(address, layout.long.ob_digit) + idx as u64 * 4;
+                for (byte, value) in (0..).zip((digit as u32).to_le_bytes()) {
+                    fake.put_u8(at + byte, value);
+                }
+            }
+            size(fake, 4);
+            assert_eq!(
+                repr(fake, layout, address),
+                "1267650600228229401496703205376"
+            );
+            size(fake, 513);
+            assert_eq!(repr(fake, layout, address), "<int of up to 15390 bits>");
+            size(fake, u64::MAX >> 3);
+            assert!(repr(fake, layout, address).starts_with('<'));
+        });
+    }
+
+    #[test]
+    fn cuts_at_each_limit() {
+        for_each_layout(|layout, fake| {
+            let one = fake.int(layout, 1);
+            let text = fake.string(layout, "abcdef");
+            let bytes = fake.bytes(layout, b"abcdef");
+            let inner = fake.list(layout, &[one, one, one]);
+            let outer = fake.tuple(layout, &[inner, text, bytes]);
+            let limits = Limits::default();
+            for (limits, expected) in [
+                (limits, "([1, 1, 1], 'abcdef', b'abcdef')"),
+                (
+                    Limits { depth: 1, ..limits },
+                    "([...], 'abcdef', b'abcdef')",
+                ),
+                (Limits { depth: 0, ..limits }, "(...)"),
+                (
+                    Limits { items: 2, ..limits },
+                    "([1, 1, ...], 'abcdef', ...)",
+                ),
+                (Limits { items: 0, ..limits }, "(...)"),
+                (
+                    Limits { text: 3, ..limits },
+                    "([1, 1, 1], 'abc'..., b'abc'...)",
+                ),
+                (
+                    Limits {
+                        bytes: 10,
+                        ..limits
+                    },
+                    "([1, 1, 1]...",
+                ),
+                (Limits { bytes: 0, ..limits }, "..."),
+                (Limits { reads: 0, ..limits }, "..."),
+            ] {
+                assert_eq!(with(fake, layout, outer, limits), expected);
+            }
+            let whole = with(fake, layout, outer, limits);
+            for reads in 0..200 {
+                let written = with(fake, layout, outer, Limits { reads, ..limits });
+                let shown = written.strip_suffix("...").unwrap_or(&written);
+                assert!(whole.starts_with(shown), "{written}");
+            }
+        });
+    }
+
+    #[test]
+    fn what_contains_itself_is_written_once() {
+        for_each_layout(|layout, fake| {
+            let list = fake.list(layout, &[0, 0]);
+            let dict = fake.dict(layout, &[("self", list)]);
+            let items = fake.u64(field(list, layout.list.ob_item)).expect("mapped");
+            fake.put_u64(items, list);
+            fake.put_u64(items + 8, dict);
+            assert_eq!(repr(fake, layout, list), "[[...], {'self': [...]}]");
+            let cell = fake.cell(layout, 0);
+            fake.put_u64(field(cell, layout.cell.ob_ref), cell);
+            assert_eq!(repr(fake, layout, cell), "<cell: <cell: ...>>");
+        });
+    }
+
+    #[test]
+    fn an_item_that_cannot_be_read_is_marked() {
+        for_each_layout(|layout, fake| {
+            let one = fake.int(layout, 1);
+            let list = fake.list(layout, &[one, 8, one]);
+            assert_eq!(repr(fake, layout, list), "[1, <unreadable>, 1]");
+            fake.put_u64(field(list, layout.list.ob_item), 8);
+            assert_eq!(repr(fake, layout, list), "[<unreadable>]");
+        });
+    }
+
+    #[test]
+    fn a_failing_sink_is_told() {
+        struct Failing;
+        impl Write for Failing {
+            fn write_str(&mut self, _: &str) -> fmt::Result {
+                Err(fmt::Error)
+            }
+        }
+        for_each_layout(|layout, fake| {
+            let one = fake.int(layout, 1);
+            let written = write_repr(fake, layout, one, &Limits::default(), &mut Failing);
+            assert_eq!(written, Err(fmt::Error));
+        });
+    }
+
+    #[test]
+    fn garbage_never_panics() {
+        for_each_layout(|layout, fake| {
+            let one = fake.int(layout, 1);
+            let text = fake.string(layout, "text");
+            let dict = fake.dict(layout, &[("a", one), ("b", text)]);
+            let set = fake.set(layout, &[(one, 1), (text, 2)]);
+            let exception = fake.exception(layout, &[one, text]);
+            let code = fake.code(layout, CodeParts::EMPTY);
+            let items: Vec<_> = [dict, set, exception, code].into();
+            let list = fake.list(layout, &items);
+            let limits = Limits {
+                reads: 300,
+                ..Limits::default()
+            };
+            for address in items.into_iter().chain([one, text, list]) {
+                fake.each_corruption(address, |fake| {
+                    let written = with(fake, layout, list, limits);
+                    assert!(written.len() <= limits.bytes + 3);
+                });
+            }
+        });
+    }
+}

@@ -11,6 +11,7 @@ pub mod memory;
 pub mod parity;
 pub mod process;
 pub mod program;
+pub mod python;
 pub mod receiver;
 pub mod trace;
 pub mod traceback;

@@ -57,10 +57,10 @@ pub fn difference(found: &str, expected: &str, folder: &str) -> Option<String> {
         let tails = found.frames[found.frames.len() - shared..]
             .iter()
             .zip(&expected.frames[expected.frames.len() - shared..]);
-        for (found, expected) in tails {
-            if found != expected {
-                let _infallible = writeln!(differences, "{found}not {expected}");
-            }
+        let mut wrong = tails.filter(|(found, expected)| found != expected);
+        if let Some((found, expected)) = wrong.next() {
+            let more = wrong.count();
+            let _infallible = writeln!(differences, "{found}not {expected}and {more} more");
         }
     }
     (!differences.is_empty()).then_some(differences)

@@ -4,63 +4,61 @@
 //! `UPDATE_EXPECT=1` records anew. The live tests need permission to read
 //! other processes, but no BPF.
 
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use otel_ebpf::remote::Process;
 use otel_ebpf_tests::memory::{Recorder, Recording, tell};
-use otel_ebpf_tests::program::pyenv;
-use pyframes::layout::{self, Series};
+use otel_ebpf_tests::python::{Python, Running};
+use pyframes::layout::{self, Layout, Series};
 use pyframes::line::{self, Position};
 use pyframes::{Code, text};
 use serde_json::{Value, json};
 
 /// A Python that prints lines of JSON and waits until it is dropped.
 struct Target {
-    child: Child,
-    output: BufReader<ChildStdout>,
+    running: Running,
 }
 
 impl Target {
-    fn start(python: &Path, app: &str) -> Result<Self> {
-        let apps = Path::new(env!("CARGO_MANIFEST_DIR")).join("apps");
-        let mut child = Command::new(python)
-            .arg(apps.join(app))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("{}", python.display()))?;
-        let output = BufReader::new(child.stdout.take().context("piped")?);
-        Ok(Self { child, output })
+    fn start(python: &Python, app: &str) -> Result<Self> {
+        let app = Path::new(env!("CARGO_MANIFEST_DIR")).join("apps").join(app);
+        let script = python.script(&app)?;
+        let running = Running::start(python.command().arg(script))?;
+        Ok(Self { running })
     }
 
     /// The next line.
     fn told(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
+        let line = self.running.line()?;
         serde_json::from_str(&line).context(line)
     }
-}
 
-impl Drop for Target {
-    fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
+    fn memory(&self) -> Result<Process> {
+        Ok(Process::open(self.running.pid())?)
     }
 }
 
-fn series(minor: u8) -> Series {
+const fn series(minor: u8) -> Series {
     Series {
         minor,
         free_threaded: false,
     }
 }
 
-fn fixture(minor: u8, extension: &str) -> PathBuf {
+const FREE_THREADED: Series = Series {
+    minor: 13,
+    free_threaded: true,
+};
+
+fn layout_of(series: Series) -> Result<&'static Layout> {
+    layout::of(series).context("no layout")
+}
+
+fn fixture(series: Series, extension: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/memory");
-    folder.join(format!("3.{minor}.{extension}"))
+    let flavor = if series.free_threaded { "t" } else { "" };
+    folder.join(format!("3.{}{flavor}.{extension}", series.minor))
 }
 
 fn compare(found: &[String], expected: &[String], what: &str) -> Result<()> {
@@ -79,72 +77,79 @@ fn compare(found: &[String], expected: &[String], what: &str) -> Result<()> {
 }
 
 /// Reads everything that the program made and compares it with what Python
-/// says, and with the recording.
-fn agrees_with_python(minor: u8) -> Result<()> {
-    let Some(python) = pyenv(&format!("3.{minor}")) else {
-        return Ok(());
-    };
-    let mut target = Target::start(&python, "objects.py")?;
-    let told = target.told()?;
-    let root = told["root"].as_u64().context("no root")?;
-    let lines: Vec<String> = serde_json::from_value(told["lines"].clone())?;
-    let layout = layout::of(series(minor)).context("no layout")?;
-    let process = Process::open(target.child.id())?;
-    let recorder = Recorder::new(&process);
-    let found = tell(&recorder, layout, root);
-    compare(&found, &lines, &format!("Python 3.{minor}"))?;
-    let recording = recorder.finish(series(minor), root);
-    let text = found.join("\n") + "\n";
-    if std::env::var_os("UPDATE_EXPECT").is_some_and(|it| it == "1") {
-        std::fs::create_dir_all(fixture(minor, "bin").parent().context("a folder")?)?;
-        std::fs::write(fixture(minor, "bin"), recording.encode())?;
-        std::fs::write(fixture(minor, "txt"), text)?;
-    } else {
-        let expected = std::fs::read_to_string(fixture(minor, "txt"))?;
-        ensure!(
-            text == expected,
-            "not as recorded (UPDATE_EXPECT=1 records)"
-        );
+/// says, and with the recording. Several Pythons of a series say the same.
+fn agrees_with_python(series: Series, pythons: &[Option<Python>]) -> Result<()> {
+    let update = std::env::var_os("UPDATE_EXPECT").is_some_and(|it| it == "1");
+    let layout = layout_of(series)?;
+    for (idx, python) in pythons.iter().flatten().enumerate() {
+        let mut target = Target::start(python, "objects.py")?;
+        let told = target.told()?;
+        let root = told["root"].as_u64().context("no root")?;
+        let lines: Vec<String> = serde_json::from_value(told["lines"].clone())?;
+        let memory = target.memory()?;
+        let recorder = Recorder::new(&memory);
+        let found = tell(&recorder, layout, root);
+        compare(&found, &lines, &format!("{python:?}"))?;
+        let text = found.join("\n") + "\n";
+        if update && idx == 0 {
+            let recording = recorder.finish(series, root);
+            std::fs::write(fixture(series, "bin"), recording.encode())?;
+            std::fs::write(fixture(series, "txt"), text)?;
+        } else {
+            let expected = std::fs::read_to_string(fixture(series, "txt"))?;
+            let expected: Vec<_> = expected.lines().map(str::to_owned).collect();
+            compare(&found, &expected, "recorded with UPDATE_EXPECT=1")?;
+        }
     }
     Ok(())
 }
 
 #[test]
 fn agrees_with_python_3_8() -> Result<()> {
-    agrees_with_python(8)
+    agrees_with_python(series(8), &[Python::pyenv("3.8")])
 }
 
 #[test]
 fn agrees_with_python_3_9() -> Result<()> {
-    agrees_with_python(9)
+    let pythons = [Python::pyenv("3.9"), Python::debian("bullseye", "3.9")];
+    agrees_with_python(series(9), &pythons)
 }
 
 #[test]
 fn agrees_with_python_3_10() -> Result<()> {
-    agrees_with_python(10)
+    agrees_with_python(series(10), &[Python::pyenv("3.10")])
 }
 
 #[test]
 fn agrees_with_python_3_11() -> Result<()> {
-    agrees_with_python(11)
+    agrees_with_python(series(11), &[Python::pyenv("3.11")])
 }
 
 #[test]
 fn agrees_with_python_3_12() -> Result<()> {
-    agrees_with_python(12)
+    agrees_with_python(series(12), &[Python::pyenv("3.12")])
 }
 
 #[test]
 fn agrees_with_python_3_13() -> Result<()> {
-    agrees_with_python(13)
+    let pythons = [Python::pyenv("3.13"), Python::debian("trixie", "3.13")];
+    agrees_with_python(series(13), &pythons)
+}
+
+#[test]
+fn agrees_with_python_3_14() -> Result<()> {
+    agrees_with_python(series(14), &[Python::debian("forky", "3.14")])
+}
+
+#[test]
+fn agrees_with_python_without_the_gil() -> Result<()> {
+    agrees_with_python(FREE_THREADED, &[Python::free_threaded("3.13")])
 }
 
 /// Reads every code object that the program has and compares names, counts,
 /// variables and the place of every instruction.
-fn code_agrees_with_python(minor: u8) -> Result<()> {
-    let Some(python) = pyenv(&format!("3.{minor}")) else {
-        return Ok(());
-    };
+fn code_agrees_with_python(series: Series, python: Option<Python>) -> Result<()> {
+    let Some(python) = python else { return Ok(()) };
     let mut target = Target::start(&python, "codes.py")?;
     let mut codes = Vec::new();
     loop {
@@ -154,8 +159,8 @@ fn code_agrees_with_python(minor: u8) -> Result<()> {
         }
         codes.push(told);
     }
-    let layout = layout::of(series(minor)).context("no layout")?;
-    let memory = Process::open(target.child.id())?;
+    let layout = layout_of(series)?;
+    let memory = target.memory()?;
     let text = |address| {
         let mut buffer = [0; 500];
         text::read_str(&memory, layout, address, &mut buffer).map(|text| text.text.to_owned())
@@ -209,37 +214,48 @@ fn code_agrees_with_python(minor: u8) -> Result<()> {
 
 #[test]
 fn code_agrees_with_python_up_to_3_9() -> Result<()> {
-    code_agrees_with_python(8)?;
-    code_agrees_with_python(9)
+    code_agrees_with_python(series(8), Python::pyenv("3.8"))?;
+    code_agrees_with_python(series(9), Python::pyenv("3.9"))
 }
 
 #[test]
 fn code_agrees_with_python_3_10() -> Result<()> {
-    code_agrees_with_python(10)
+    code_agrees_with_python(series(10), Python::pyenv("3.10"))
 }
 
 #[test]
 fn code_agrees_with_python_from_3_11_on() -> Result<()> {
-    code_agrees_with_python(11)?;
-    code_agrees_with_python(12)?;
-    code_agrees_with_python(13)
+    code_agrees_with_python(series(11), Python::pyenv("3.11"))?;
+    code_agrees_with_python(series(12), Python::pyenv("3.12"))?;
+    code_agrees_with_python(series(13), Python::pyenv("3.13"))?;
+    code_agrees_with_python(series(14), Python::debian("forky", "3.14"))?;
+    code_agrees_with_python(FREE_THREADED, Python::free_threaded("3.13"))
 }
 
-/// Every version whose memory was recorded.
-const RECORDED: [u8; 6] = [8, 9, 10, 11, 12, 13];
+/// Every series whose memory was recorded.
+const RECORDED: [Series; 8] = [
+    series(8),
+    series(9),
+    series(10),
+    series(11),
+    series(12),
+    series(13),
+    series(14),
+    FREE_THREADED,
+];
 
 #[test]
 fn recorded_memory_gives_the_recorded_text() -> Result<()> {
-    for minor in RECORDED {
-        let path = fixture(minor, "bin");
+    for series in RECORDED {
+        let path = fixture(series, "bin");
         let file = std::fs::read(&path).with_context(|| path.display().to_string())?;
         ensure!(file.len() < 150 << 10, "{} bytes", file.len());
         let recording = Recording::decode(&file)?;
         ensure!(recording.encode() == file);
         let found = tell(&recording, recording.layout(), recording.root);
-        let expected = std::fs::read_to_string(fixture(minor, "txt"))?;
+        let expected = std::fs::read_to_string(fixture(series, "txt"))?;
         let expected: Vec<_> = expected.lines().map(str::to_owned).collect();
-        compare(&found, &expected, &format!("the recording of 3.{minor}"))?;
+        compare(&found, &expected, &format!("the recording of {series:?}"))?;
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! The project's tasks: `cargo xtask build | demo | test | parity | bench |
-//! kernels | tidy`.
+//! kernels | roots | tidy`.
 //!
 //! One module per task, and those that they share: `toolchain` (what must be
-//! installed), `python` (virtual environments), `group` (child processes),
+//! installed), `python` (virtual environments), `debian` (packages), `roots`
+//! (interpreters of other systems), `group` (child processes),
 //! `interrupt` (Ctrl-C), `http` (a small client) and `service` (the Python
 //! applications and the agent). Everything a task
 //! creates lies under `target/`.
@@ -14,10 +15,12 @@
     reason = "a task's output is what it is for"
 )]
 
+mod debian;
 mod group;
 mod http;
 mod interrupt;
 mod python;
+mod roots;
 mod service;
 mod toolchain;
 
@@ -50,6 +53,8 @@ enum Task {
     Bench(bench::Options),
     /// Loads every BPF program on Debian's kernels, in QEMU
     Kernels(kernels::Options),
+    /// Downloads and builds the interpreters of other systems, for tests
+    Roots,
     /// Checks the rules of style and structure
     Tidy,
 }
@@ -62,6 +67,7 @@ fn main() -> ExitCode {
         Task::Parity(options) => parity::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Kernels(options) => kernels::run(&options),
+        Task::Roots => roots::run_task(),
         Task::Tidy => tidy::run(),
     };
     match done {

@@ -35,6 +35,9 @@ impl Discovery {
         changes: &mut Changes,
         urgent: bool,
     ) {
+        if !self.frames {
+            return;
+        }
         let now = Instant::now();
         let Some(tracee) = self.tracees.get_mut(&pid) else {
             return;

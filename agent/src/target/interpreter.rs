@@ -429,7 +429,7 @@ impl Claim {
         let version = PythonVersion::from_hex(hex, version.free_threaded);
         let threads = threads(process, &layout, main)
             .map_err(|_| mismatch("the list of threads is not readable"))?;
-        let tss = tss::locate(process, &threads, key)
+        let tss = tss::locate(process, &threads, key, layout.tstate.thread_id)
             .ok_or_else(|| mismatch("the threads do not have their states where they belong"))?;
         Ok(Interpreter {
             version,

@@ -183,6 +183,44 @@ pub struct CodeKey {
     pub pad: u32,
 }
 
+impl CodeKey {
+    /// The bit of [`Filter`] that stands for the key, and others.
+    #[inline(always)]
+    pub const fn filter_bit(&self) -> u32 {
+        // Objects are aligned to sixteen bytes; the product's highest bits
+        // depend on all others.
+        let mixed = self.code >> 4 ^ (self.group as u64) << 32;
+        let hash = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (hash >> (64 - FILTER_BITS.ilog2())) as u32
+    }
+}
+
+/// Bits of a [`Filter`]: a power of two, many times the recipes there can be.
+pub const FILTER_BITS: usize = 1 << 16;
+
+/// Which code objects may have recipes: the only value of `FILTER`. Most have
+/// none, and this is cheaper to ask than `RECIPES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Filter {
+    /// See [`CodeKey::filter_bit`].
+    pub words: [u64; FILTER_BITS / 64],
+}
+
+impl Filter {
+    /// Lets nothing through.
+    pub const EMPTY: Self = Self {
+        words: [0; FILTER_BITS / 64],
+    };
+
+    /// Whether the key's bit is set.
+    #[inline(always)]
+    pub const fn has(&self, key: &CodeKey) -> bool {
+        let bit = key.filter_bit();
+        self.words[(bit / 64) as usize % (FILTER_BITS / 64)] >> (bit % 64) & 1 != 0
+    }
+}
+
 /// Recipes of one code object.
 pub const MAX_RECIPES: usize = 6;
 
@@ -235,6 +273,7 @@ pub const RAISED: u32 = u32::MAX;
 
 crate::pod!(
     Layout,
+    Filter,
     CodeKey,
     Recipes,
     Recipe,

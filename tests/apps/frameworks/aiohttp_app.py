@@ -43,7 +43,7 @@ class Part(web.View):
 async def fetch_stock():
     async with ClientSession() as session:
         async with session.get(os.environ["APP_DOWNSTREAM"]) as answer:  # the call
-            return answer.status
+            return await answer.text()
 
 
 @routes.get("/call")

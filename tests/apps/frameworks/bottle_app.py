@@ -56,7 +56,7 @@ def item(item):
 
 def fetch_stock():
     with urlopen(os.environ["APP_DOWNSTREAM"]) as answer:  # the call
-        return answer.status
+        return answer.read().decode()
 
 
 @app.get("/call")

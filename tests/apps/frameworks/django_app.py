@@ -38,7 +38,7 @@ class Part(View):
 
 def fetch_stock():
     with urlopen(os.environ["APP_DOWNSTREAM"]) as answer:  # the call
-        return answer.status
+        return answer.read().decode()
 
 
 def call(request):

@@ -46,7 +46,7 @@ async def fetch_stock():
 
 
 async def call(request):
-    return JsonResponse({"stock": (await fetch_stock()).status_code})
+    return JsonResponse({"stock": (await fetch_stock()).text})
 
 
 async def boom(request):

@@ -63,7 +63,7 @@ def fetch_stock():
 
 class Call:
     def on_get(self, request, response):
-        response.media = {"stock": fetch_stock().status_code}
+        response.media = {"stock": fetch_stock().text}
 
 
 class Boom:

@@ -49,7 +49,7 @@ def fetch_stock():
 
 @app.get("/call")
 def call():
-    return {"stock": fetch_stock().status_code}
+    return {"stock": fetch_stock().text}
 
 
 @app.get("/boom")

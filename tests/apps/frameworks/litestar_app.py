@@ -40,7 +40,7 @@ class Items(Controller):
 async def fetch_stock():
     async with ClientSession() as session:
         async with session.get(os.environ["APP_DOWNSTREAM"]) as answer:  # the call
-            return answer.status
+            return await answer.text()
 
 
 @get("/call")

@@ -52,7 +52,7 @@ def fetch_stock():
 
 @view_config(route_name="call", renderer="json")
 def call(request):
-    return {"stock": fetch_stock().status_code}
+    return {"stock": fetch_stock().text}
 
 
 @view_config(route_name="boom", renderer="json")

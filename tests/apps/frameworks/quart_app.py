@@ -50,7 +50,7 @@ async def fetch_stock():
 
 @app.get("/call")
 async def call():
-    return {"stock": (await fetch_stock()).status_code}
+    return {"stock": (await fetch_stock()).text}
 
 
 @app.get("/boom")

@@ -45,7 +45,7 @@ def fetch_stock():
 
 class Call(APIView):
     def get(self, request):
-        return Response({"stock": fetch_stock().status_code})
+        return Response({"stock": fetch_stock().text})
 
 
 class Boom(APIView):

@@ -62,7 +62,7 @@ async def fetch_stock():
 
 @app.get("/call")
 async def call(request):
-    return json({"stock": (await fetch_stock()).status_code})
+    return json({"stock": (await fetch_stock()).text})
 
 
 @app.get("/boom")

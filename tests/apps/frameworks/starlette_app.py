@@ -47,7 +47,7 @@ async def fetch_stock():
 
 
 async def call(request):
-    return JSONResponse({"stock": (await fetch_stock()).status_code})
+    return JSONResponse({"stock": (await fetch_stock()).text})
 
 
 async def boom(request):

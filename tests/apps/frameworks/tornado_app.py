@@ -68,7 +68,7 @@ async def fetch_stock():
 class Call(Handler):
     async def get(self):
         answer = await fetch_stock()
-        self.write({"stock": answer.code})
+        self.write({"stock": answer.body.decode()})
 
 
 class Boom(Handler):
