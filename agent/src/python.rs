@@ -15,8 +15,12 @@ mod message;
 mod modules;
 mod names;
 mod objects;
+mod paths;
 mod resolve;
+mod rules;
+mod segment;
 mod source;
+mod tree;
 mod values;
 
 use std::collections::HashMap;
@@ -32,7 +36,9 @@ use self::handlers::Handlers;
 use self::modules::Modules;
 use self::names::Names;
 use self::objects::Objects;
+use self::paths::Paths;
 use self::source::Sources;
+use self::tree::Tree;
 use crate::insight::Insight;
 use crate::remote::Process;
 use crate::stats::counters;
@@ -129,6 +135,8 @@ struct State {
     names: Names,
     sources: Sources,
     handlers: Handlers,
+    tree: Tree,
+    paths: Paths,
 }
 
 /// What is known of the frameworks of every traced process.
@@ -226,6 +234,8 @@ impl Python {
             names: parent.names.clone(),
             sources: Sources::of(child),
             handlers: Handlers::default(),
+            tree: Tree::default(),
+            paths: Paths::default(),
         };
         self.processes.insert(child, state);
     }
@@ -308,6 +318,8 @@ impl State {
             names: Names::default(),
             sources: Sources::of(pid),
             handlers: Handlers::default(),
+            tree: Tree::default(),
+            paths: Paths::default(),
         })
     }
 
@@ -352,7 +364,10 @@ impl State {
                 .iter()
                 .map(|row| row.values.len() as u32)
                 .sum::<u32>();
-            if !modules.contains_key(framework.module) {
+            let unless = framework.unless;
+            if !modules.contains_key(framework.module)
+                || unless.iter().any(|other| modules.contains_key(*other))
+            {
                 continue;
             }
             let outcome = compiler.framework(framework, id, &mut compiled);

@@ -5,7 +5,7 @@
 
 use pyframes::layout::{ABSENT, Layout};
 use pyframes::object::{self, flag};
-use pyframes::{Dict, Error, Memory, text};
+use pyframes::{Dict, Error, Memory, attribute, text};
 
 /// Objects of one interpreter.
 #[derive(Debug)]
@@ -148,6 +148,20 @@ impl<M: Memory> Objects<'_, M> {
         Ok(types)
     }
 
+    /// Whether an object's type, or one that it derives from, has a module and
+    /// qualified name.
+    pub(super) fn is_instance(&self, object: u64, name: &str) -> bool {
+        let types = self
+            .type_of(object)
+            .and_then(|class| self.mro(class))
+            .unwrap_or_default();
+        types.iter().any(|class| {
+            let mut buffer = [0; MAX_NAME];
+            attribute::qualified_type_name(self.memory, self.layout, *class, &mut buffer)
+                .is_ok_and(|found| found.text == name)
+        })
+    }
+
     /// The code object of a function, through what wraps it.
     pub(super) fn code_of(&self, callable: u64) -> Option<u64> {
         self.field(self.function(callable)?, self.layout.function.func_code)
@@ -172,6 +186,14 @@ impl<M: Memory> Objects<'_, M> {
             at = self.field(at, inner).ok()?;
         }
         None
+    }
+
+    /// The name of the module that a function was defined in.
+    pub(super) fn module_of(&self, function: u64) -> Option<String> {
+        let globals = self
+            .field(function, self.layout.function.func_globals)
+            .ok()?;
+        self.name(self.item(globals, "__name__").ok()??).ok()
     }
 
     /// What `functools.wraps` says that a function wraps.
