@@ -37,6 +37,7 @@ fn main() -> anyhow::Result<()> {
     }
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf");
     println!("cargo:rerun-if-changed={root}/abi");
+    println!("cargo:rerun-if-changed={root}/../pyframes");
     aya_build::build_ebpf(
         [aya_build::Package {
             name: "otel-ebpf-bpf",

@@ -1,7 +1,7 @@
 //! Walks the Python frames of a thread, innermost first.
 //!
-//! One walker for the kernel, the agent and the tests. It costs one read a
-//! frame, allocates nothing, and has a shape that the kernel's verifier
+//! One walker for the kernel, the agent and the tests. It costs at most one
+//! read a frame, allocates nothing, and has a shape that the kernel's verifier
 //! follows: its buffer is part of the [`Walker`], which the kernel keeps in a
 //! map, and offsets into it are masked. How many frames to follow is the
 //! caller's to bound, which also ends a chain that runs in a circle.
@@ -9,7 +9,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::layout::{ABSENT, Layout};
-use crate::{Error, Memory, field};
+use crate::{Error, Memory, WORDS, field};
 
 /// A frame that runs Python code.
 #[repr(C)]
@@ -50,22 +50,46 @@ pub enum Advance {
 }
 
 /// Follows a chain of frames outwards.
+///
+/// From 3.11 on the frames of functions that call each other stand one behind
+/// the other. A read is dear and hardly dearer for more bytes, so where two
+/// did, what stands before the second is read with it.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout)]
 pub struct Walker {
     /// Where [`Walker::advance`] has come to.
     pub frame: Frame,
     /// The next frame, or 0.
     next: u64,
-    /// The head of a frame, as read.
-    head: [u64; HEAD_WORDS],
+    /// Address of the memory that was read.
+    base: u64,
+    /// How many heads can begin there, a word apart; 0 if nothing was read.
+    heads: u64,
+    /// What was read.
+    words: [u64; WORDS],
+}
+
+impl Default for Walker {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Walker {
     /// A walker that is at its end until it is started.
-    #[inline(always)]
-    pub fn new() -> Self {
-        Self::default()
+    pub const fn new() -> Self {
+        Self {
+            frame: Frame {
+                address: 0,
+                code: 0,
+                instruction: 0,
+                owner: 0,
+            },
+            next: 0,
+            base: 0,
+            heads: 0,
+            words: [0; WORDS],
+        }
     }
 
     /// Starts at the innermost frame of the thread whose `PyThreadState` is
@@ -77,7 +101,7 @@ impl Walker {
         layout: &Layout,
         tstate: u64,
     ) -> Result<(), Error> {
-        self.next = 0;
+        self.start_at(0);
         let mut frame = memory.u64(field(tstate, layout.tstate.frame))?;
         if layout.tstate.frame_link != ABSENT && frame != 0 {
             frame = memory.u64(field(frame, layout.tstate.frame_link))?;
@@ -90,6 +114,8 @@ impl Walker {
     #[inline(always)]
     pub fn start_at(&mut self, frame: u64) {
         self.next = frame;
+        self.frame.address = 0;
+        self.heads = 0;
     }
 
     /// The next frame of Python code, or none at the end of the chain.
@@ -119,21 +145,17 @@ impl Walker {
         self.next = 0;
         let at = &layout.frame;
         let old = at.owner == ABSENT;
-        let read = if old {
-            memory.read(address, self.head.as_mut_bytes())
-        } else {
-            match self.head.first_chunk_mut::<NEW_HEAD_WORDS>() {
-                Some(head) => memory.read(address, head.as_mut_bytes()),
-                None => false,
-            }
-        };
-        if !read {
+        if !self.holds(address) && !self.fetch(memory, address, old) {
             return Advance::Unreadable;
         }
-        self.next = self.word(at.back);
-        let owner = if old { 0 } else { self.byte(at.owner) };
-        let code = self.word(at.code) & !u64::from(at.tag_bits);
-        let instruction = self.word(at.lasti);
+        self.next = self.word(address, at.back);
+        let owner = if old {
+            0
+        } else {
+            self.word(address, at.owner) >> (at.owner % 8 * 8) & 0xff
+        };
+        let code = self.word(address, at.code) & !u64::from(at.tag_bits);
+        let instruction = self.word(address, at.lasti);
         self.frame = Frame {
             address,
             code,
@@ -152,16 +174,42 @@ impl Walker {
         }
     }
 
-    /// The 64-bit field at `offset` of the head; they are all aligned.
+    /// Whether the head of the frame at `address` was read already.
     #[inline(always)]
-    fn word(&self, offset: u32) -> u64 {
-        u64::from_le(self.head[(offset / 8) as usize % HEAD_WORDS])
+    fn holds(&self, address: u64) -> bool {
+        let offset = address.wrapping_sub(self.base);
+        offset % 8 == 0 && offset / 8 < self.heads
     }
 
-    /// The byte at `offset` of the head.
+    /// Reads the head of the frame at `address`, and what is before it if the
+    /// last frame stood close behind; false if it cannot be read.
     #[inline(always)]
-    fn byte(&self, offset: u32) -> u64 {
-        self.word(offset) >> (offset % 8 * 8) & 0xff
+    fn fetch<M: Memory>(&mut self, memory: &M, address: u64, old: bool) -> bool {
+        let distance = self.frame.address.wrapping_sub(address);
+        let mut before = 0;
+        if !old && distance < NEAR && distance != 0 {
+            // Not beyond the page, as that before it need not be there.
+            before = address % PAGE / 8;
+            if before > MAX_BEFORE {
+                before = MAX_BEFORE;
+            }
+        }
+        let head = if old { OLD_HEAD_WORDS } else { HEAD_WORDS };
+        self.base = address.wrapping_sub(before * 8);
+        self.heads = before + 1;
+        let read = memory.words(self.base, &mut self.words, (before + head) as usize);
+        if !read {
+            self.heads = 0;
+        }
+        read
+    }
+
+    /// The word of the frame at `address` that has the field at `offset`,
+    /// which does not reach beyond it.
+    #[inline(always)]
+    fn word(&self, address: u64, offset: u32) -> u64 {
+        let at = address.wrapping_sub(self.base).wrapping_add(offset.into()) / 8;
+        u64::from_le(self.words[at as usize % WORDS])
     }
 }
 
@@ -207,12 +255,18 @@ pub fn code<M: Memory>(memory: &M, layout: &Layout, frame: u64) -> Result<u64, E
     }
 }
 
-/// Words of the longest head: up to `f_lasti` of a `PyFrameObject` (3.8). A
-/// power of two, so that offsets can be masked.
-const HEAD_WORDS: usize = 16;
+/// Words of a `PyFrameObject` up to `f_lasti` (3.8), and more.
+const OLD_HEAD_WORDS: u64 = 16;
 /// Words of an `_PyInterpreterFrame` up to `f_localsplus` (3.14t), which every
 /// frame has: one without variables has an evaluation stack.
-const NEW_HEAD_WORDS: usize = 10;
+const HEAD_WORDS: u64 = 10;
+/// The most words before a head that are read with it.
+const MAX_BEFORE: u64 = 192;
+/// Bytes between two frames of which one was called by the other, without
+/// anything between them.
+const NEAR: u64 = 1024;
+/// Bytes of a page of memory, or of a part of one.
+const PAGE: u64 = 4096;
 /// More frames of the interpreter's own than ever follow each other: the one
 /// of a call from C and, in 3.14, the thread's base.
 const MAX_SHIMS: u32 = 8;
@@ -221,6 +275,7 @@ const MAX_SHIMS: u32 = 8;
 mod tests {
     use super::*;
     use crate::fake::{Fake, for_each_layout};
+    use core::cell::Cell;
     use std::vec::Vec;
 
     /// A frame that is called from `back`.
@@ -422,17 +477,76 @@ mod tests {
         for (_, layout) in &crate::layout::LAYOUTS {
             let at = &layout.frame;
             let words = if at.owner == ABSENT {
-                HEAD_WORDS
+                OLD_HEAD_WORDS
             } else {
-                assert!((at.owner as usize) < NEW_HEAD_WORDS * 8);
-                NEW_HEAD_WORDS
+                assert!(u64::from(at.owner) < HEAD_WORDS * 8);
+                HEAD_WORDS
             };
             for offset in [at.code, at.back, at.lasti] {
                 assert_eq!(offset % 8, 0);
-                assert!((offset as usize) < words * 8);
+                assert!(u64::from(offset) < words * 8);
             }
-            assert!(at.localsplus as usize + 8 >= NEW_HEAD_WORDS * 8);
+            assert!(u64::from(at.localsplus) + 8 >= HEAD_WORDS * 8);
+            assert!(MAX_BEFORE + words <= WORDS as u64);
         }
+    }
+
+    /// Counts reads.
+    struct Counting<'f>(&'f Fake, Cell<u32>);
+
+    impl Memory for Counting<'_> {
+        fn read(&self, address: u64, into: &mut [u8]) -> bool {
+            self.1.set(self.1.get() + 1);
+            self.0.read(address, into)
+        }
+    }
+
+    #[test]
+    fn frames_that_stand_close_are_read_together() {
+        for_each_layout(|layout, fake| {
+            // Addresses grow from the outermost to the innermost frame, as
+            // they do on a thread's stack of frames.
+            let mut outer = 0;
+            for code in 1..=40 {
+                outer = frame(fake, layout, outer, code * 0x1000, &[]);
+            }
+            let memory = Counting(fake, Cell::new(0));
+            let mut walker = Walker::new();
+            walker.start_at(outer);
+            for code in (1..=40).rev() {
+                let found = walker.step(&memory, layout);
+                assert_eq!(found.map(|frame| frame.unwrap().code), Ok(code * 0x1000));
+            }
+            assert_eq!(walker.step(&memory, layout), Ok(None));
+            if layout.frame.owner == ABSENT {
+                assert_eq!(memory.1.get(), 40);
+            } else {
+                assert!(memory.1.get() <= 20, "{}", memory.1.get());
+            }
+        });
+    }
+
+    #[test]
+    fn a_frame_at_an_odd_address_is_read_by_itself() {
+        for_each_layout(|layout, fake| {
+            let inner = frame(fake, layout, 0, 0x1000, &[]);
+            let outer = frame(fake, layout, 0, 0x2000, &[]);
+            // The same frame again, four bytes further.
+            let mut head = [0; 256];
+            assert!(fake.read(outer, &mut head));
+            let shifted = fake.put(&[0; 512]) + 4;
+            for (offset, byte) in (0..).zip(head) {
+                fake.put_u8(shifted + offset, byte);
+            }
+            fake.put_u64(field(inner, layout.frame.back), shifted);
+            let mut walker = Walker::new();
+            walker.start_at(inner);
+            let codes = [0x1000, 0x2000].map(|_| {
+                let found = walker.step(fake, layout);
+                found.map(|frame| frame.unwrap().code)
+            });
+            assert_eq!(codes, [Ok(0x1000), Ok(0x2000)]);
+        });
     }
 
     #[test]

@@ -186,3 +186,355 @@ fn is_cell<M: Memory>(memory: &M, layout: &Layout, object: u64, cells: u64) -> R
     let name = memory.pointer(field(type_address, layout.type_object.tp_name))?;
     Ok(memory.bytes(name)? == *b"cell\0")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Fake, for_each_layout};
+    use crate::layout::ABSENT;
+    use std::boxed::Box;
+    use std::format;
+    use std::vec::Vec;
+
+    /// Bits of `tp_flags`, as CPython has them.
+    const HEAPTYPE: u64 = 1 << 9;
+    const MANAGED_DICT: u64 = 1 << 4;
+    const INLINE_VALUES: u64 = 1 << 2;
+
+    fn steps(list: &[(u32, u32, u64)]) -> [Step; MAX_STEPS] {
+        let mut steps = [Step::default(); MAX_STEPS];
+        for (step, &(op, operand, key)) in steps.iter_mut().zip(list) {
+            *step = Step { op, operand, key };
+        }
+        steps
+    }
+
+    /// Where the steps lead, or the number of the step that fails and why.
+    fn follow(
+        fake: &Fake,
+        layout: &Layout,
+        start: u64,
+        list: &[(u32, u32, u64)],
+    ) -> Result<u64, (u64, Error)> {
+        let mut scratch = Box::new(Scratch::new());
+        run(fake, layout, &steps(list), start, &mut scratch)
+            .map_err(|error| (scratch.failed_step(), error))
+    }
+
+    /// The key object of entry number `index` of a dictionary.
+    fn key(fake: &Fake, layout: &Layout, dict: u64, index: usize) -> u64 {
+        let dict = crate::Dict::open(fake, layout, dict).expect("opens");
+        let entry = dict.entries(fake).nth(index).expect("has it");
+        entry.expect("reads").key
+    }
+
+    /// A type whose instances have these flags and this `tp_dictoffset`.
+    fn class(fake: &mut Fake, layout: &Layout, name: &str, flags: u64, dictoffset: i64) -> u64 {
+        let _types_first = fake.int(layout, 1);
+        let at = &layout.type_object;
+        let name = fake.put(format!("{name}\0").as_bytes());
+        let address = fake.put(&[0; 1024]);
+        fake.put_u64(field(address, at.tp_name), name);
+        fake.put_u64(field(address, at.tp_flags), flags | HEAPTYPE);
+        fake.put_u64(field(address, at.tp_basicsize), 64);
+        fake.put_u64(field(address, at.tp_dictoffset), dictoffset.cast_unsigned());
+        address
+    }
+
+    /// An instance of a type, with room before it for what some versions keep
+    /// there.
+    fn instance(fake: &mut Fake, layout: &Layout, class: u64) -> u64 {
+        let address = fake.put(&[0; 1024]) + 64;
+        fake.put_u64(field(address, layout.object.ob_type), class);
+        address
+    }
+
+    /// The `PyDictKeysObject` and the values of a split dictionary.
+    fn split(fake: &Fake, layout: &Layout, dict: u64) -> (u64, u64) {
+        let keys = fake.u64(field(dict, layout.dict.ma_keys)).expect("mapped");
+        let values = fake.u64(field(dict, layout.dict.ma_values));
+        (keys, values.expect("mapped"))
+    }
+
+    /// An instance that keeps its attributes in a dictionary.
+    fn with_dict(fake: &mut Fake, layout: &Layout, dict: u64) -> u64 {
+        if layout.instance.managed_dict == ABSENT {
+            let class = class(fake, layout, "old", 0, 16);
+            let address = instance(fake, layout, class);
+            fake.put_u64(address + 16, dict);
+            return address;
+        }
+        let class = class(fake, layout, "new", MANAGED_DICT, -1);
+        let address = instance(fake, layout, class);
+        fake.put_u64(address - u64::from(layout.instance.managed_dict), dict);
+        address
+    }
+
+    /// An instance that keeps its attributes as values, where the version
+    /// does so.
+    fn with_values(fake: &mut Fake, layout: &Layout, items: &[(&str, u64)]) -> (u64, u64) {
+        let dict = fake.split_dict(layout, items);
+        let first = key(fake, layout, dict, 0);
+        let (keys, values) = split(fake, layout, dict);
+        let at = &layout.instance;
+        if at.managed_dict == ABSENT {
+            return (with_dict(fake, layout, dict), first);
+        }
+        let inline = at.inline_values != 0;
+        let flags = if inline {
+            MANAGED_DICT | INLINE_VALUES
+        } else {
+            MANAGED_DICT
+        };
+        let class = class(fake, layout, "values", flags, -1);
+        fake.put_u64(field(class, layout.heap_type.ht_cached_keys), keys);
+        let address = instance(fake, layout, class);
+        if inline {
+            let own = address + 64;
+            fake.put_u8(field(own, layout.dict_values.valid), 1);
+            for (index, (_, value)) in (0..).zip(items) {
+                let at = field(own, layout.dict_values.values) + index * 8;
+                fake.put_u64(at, *value);
+            }
+        } else if at.values == ABSENT {
+            fake.put_u64(address - u64::from(at.managed_dict), values - 1);
+        } else {
+            fake.put_u64(address - u64::from(at.values), values);
+        }
+        (address, first)
+    }
+
+    #[test]
+    fn no_step_leads_nowhere_else() {
+        for_each_layout(|layout, fake| {
+            assert_eq!(follow(fake, layout, 0x5000, &[]), Ok(0x5000));
+        });
+    }
+
+    #[test]
+    fn finds_items_of_dictionaries_of_every_form() {
+        for_each_layout(|layout, fake| {
+            for build in [Fake::dict, Fake::general_dict, Fake::split_dict] {
+                for count in [1, 3, 30, 60] {
+                    let names: Vec<_> = (0..count).map(|n| format!("name{n}")).collect();
+                    let items: Vec<_> = (1..)
+                        .zip(&names)
+                        .map(|(n, name)| (name.as_str(), n * 0x10))
+                        .collect();
+                    let dict = build(fake, layout, &items);
+                    for (index, (_, value)) in items.iter().enumerate() {
+                        let key = key(fake, layout, dict, index);
+                        let found = follow(fake, layout, dict, &[(op::ITEM, 0, key)]);
+                        assert_eq!(found, Ok(*value), "{index} of {count}");
+                    }
+                    let absent = follow(fake, layout, dict, &[(op::ITEM, 0, 0x7777)]);
+                    assert_eq!(absent, Err((0, Error::Null)));
+                    // Space for the next ones.
+                    *fake = Fake::new();
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn looks_at_a_bounded_number_of_entries() {
+        for_each_layout(|layout, fake| {
+            let names: Vec<_> = (0..64).map(|n| format!("name{n}")).collect();
+            let items: Vec<_> = (1..)
+                .zip(&names)
+                .map(|(n, name)| (name.as_str(), n))
+                .collect();
+            let dict = fake.dict(layout, &items);
+            let last = keyed::MAX_ENTRIES as usize - 1;
+            let known = key(fake, layout, dict, last);
+            let beyond = key(fake, layout, dict, last + 1);
+            assert_eq!(
+                follow(fake, layout, dict, &[(op::ITEM, 0, known)]),
+                Ok(last as u64 + 1)
+            );
+            assert_eq!(
+                follow(fake, layout, dict, &[(op::ITEM, 0, beyond)]),
+                Err((0, Error::Null))
+            );
+        });
+    }
+
+    #[test]
+    fn finds_attributes_wherever_they_are_kept() {
+        for_each_layout(|layout, fake| {
+            let items = [("first", 0x5000), ("second", 0x6000)];
+            let (address, name) = with_values(fake, layout, &items);
+            let attribute = [(op::ATTRIBUTE, 0, name)];
+            assert_eq!(follow(fake, layout, address, &attribute), Ok(0x5000));
+
+            for build in [Fake::dict, Fake::general_dict, Fake::split_dict] {
+                let dict = build(fake, layout, &items);
+                let name = key(fake, layout, dict, 1);
+                let address = with_dict(fake, layout, dict);
+                let attribute = [(op::ATTRIBUTE, 0, name)];
+                assert_eq!(follow(fake, layout, address, &attribute), Ok(0x6000));
+            }
+
+            // Where the type says that instances have a dictionary.
+            let dict = fake.dict(layout, &items);
+            let name = key(fake, layout, dict, 0);
+            let class = class(fake, layout, "function", 0, 40);
+            let address = instance(fake, layout, class);
+            fake.put_u64(address + 40, dict);
+            let attribute = [(op::ATTRIBUTE, 0, name)];
+            assert_eq!(follow(fake, layout, address, &attribute), Ok(0x5000));
+        });
+    }
+
+    #[test]
+    fn values_that_moved_to_a_dictionary_are_found_there() {
+        for_each_layout(|layout, fake| {
+            if layout.instance.managed_dict == ABSENT {
+                return;
+            }
+            let (address, _) = with_values(fake, layout, &[("name", 0x5000)]);
+            let dict = fake.dict(layout, &[("name", 0x6000)]);
+            let name = key(fake, layout, dict, 0);
+            let at = &layout.instance;
+            if at.inline_values != 0 {
+                fake.put_u8(field(address + 64, layout.dict_values.valid), 0);
+            }
+            if at.values != ABSENT {
+                fake.put_u64(address - u64::from(at.values), 0);
+            }
+            fake.put_u64(address - u64::from(at.managed_dict), dict);
+            let attribute = [(op::ATTRIBUTE, 0, name)];
+            assert_eq!(follow(fake, layout, address, &attribute), Ok(0x6000));
+        });
+    }
+
+    #[test]
+    fn an_attribute_that_was_deleted_is_not_there() {
+        for_each_layout(|layout, fake| {
+            let dict = fake.split_dict(layout, &[("first", 0x5000), ("second", 0x6000)]);
+            let name = key(fake, layout, dict, 0);
+            let (_, values) = split(fake, layout, dict);
+            fake.put_u64(field(values, layout.dict_values.values), 0);
+            let address = with_dict(fake, layout, dict);
+            assert_eq!(
+                follow(fake, layout, address, &[(op::ATTRIBUTE, 0, name)]),
+                Err((0, Error::Null))
+            );
+        });
+    }
+
+    #[test]
+    fn an_object_without_attributes_fails() {
+        for_each_layout(|layout, fake| {
+            let number = fake.int(layout, 5);
+            assert_eq!(
+                follow(fake, layout, number, &[(op::ATTRIBUTE, 0, 1)]),
+                Err((0, Error::WrongType))
+            );
+            assert_eq!(
+                follow(fake, layout, number, &[(op::ITEM, 0, 1)]),
+                Err((0, Error::WrongType))
+            );
+            // Instances that differ in size.
+            let class = class(fake, layout, "number", 0, -8);
+            let address = instance(fake, layout, class);
+            assert_eq!(
+                follow(fake, layout, address, &[(op::ATTRIBUTE, 0, 1)]),
+                Err((0, Error::WrongType))
+            );
+        });
+    }
+
+    #[test]
+    fn indexes_tuples_and_lists_within_their_length() {
+        for_each_layout(|layout, fake| {
+            let kind = class(fake, layout, "tuple", flag::TUPLE_SUBCLASS, 0);
+            let tuple = instance(fake, layout, kind);
+            fake.put_u64(field(tuple, layout.object.ob_size), 2);
+            fake.put_u64(field(tuple, layout.tuple.ob_item) + 8, 0x5000);
+            let kind = class(fake, layout, "list", flag::LIST_SUBCLASS, 0);
+            let list = instance(fake, layout, kind);
+            let items = fake.put(&[0; 64]);
+            fake.put_u64(field(list, layout.object.ob_size), 2);
+            fake.put_u64(field(list, layout.list.ob_item), items);
+            fake.put_u64(items + 8, 0x6000);
+            let index = |object, index| follow(fake, layout, object, &[(op::INDEX, index, 0)]);
+            assert_eq!(index(tuple, 1), Ok(0x5000));
+            assert_eq!(index(list, 1), Ok(0x6000));
+            for object in [tuple, list] {
+                assert_eq!(index(object, 0), Err((0, Error::Null)));
+                assert_eq!(index(object, 2), Err((0, Error::Null)));
+                assert_eq!(index(object, u32::MAX), Err((0, Error::Null)));
+            }
+            assert_eq!(index(kind, 0), Err((0, Error::Null)));
+        });
+    }
+
+    #[test]
+    fn follows_pointers_of_objects_of_the_right_type() {
+        for_each_layout(|layout, fake| {
+            let kind = class(fake, layout, "slotted", 0, 0);
+            let other = class(fake, layout, "other", 0, 0);
+            let object = instance(fake, layout, kind);
+            fake.put_u64(object + 48, 0x5000);
+            let pointer = |kind| follow(fake, layout, object, &[(op::POINTER, 48, kind)]);
+            assert_eq!(pointer(kind), Ok(0x5000));
+            assert_eq!(pointer(0), Ok(0x5000));
+            assert_eq!(pointer(other), Err((0, Error::WrongType)));
+            let empty = follow(fake, layout, object, &[(op::POINTER, 56, kind)]);
+            assert_eq!(empty, Err((0, Error::Null)));
+        });
+    }
+
+    #[test]
+    fn opens_cells_and_leaves_other_objects() {
+        for_each_layout(|layout, fake| {
+            let kind = class(fake, layout, "cell", 0, 0);
+            let cell = instance(fake, layout, kind);
+            fake.put_u64(field(cell, layout.cell.ob_ref), 0x5000);
+            let number = fake.int(layout, 5);
+            for by in [0, kind] {
+                let open = |object| follow(fake, layout, object, &[(op::CELL, 0, by)]);
+                assert_eq!(open(cell), Ok(0x5000));
+                assert_eq!(open(number), Ok(number));
+            }
+            let empty = instance(fake, layout, kind);
+            let found = follow(fake, layout, empty, &[(op::CELL, 0, kind)]);
+            assert_eq!(found, Err((0, Error::Null)));
+        });
+    }
+
+    #[test]
+    fn tells_which_step_failed() {
+        for_each_layout(|layout, fake| {
+            let kind = class(fake, layout, "slotted", 0, 0);
+            let object = instance(fake, layout, kind);
+            fake.put_u64(object + 48, object);
+            let on = (op::POINTER, 48, kind);
+            let found = follow(fake, layout, object, &[on, on, (op::POINTER, 48, 1)]);
+            assert_eq!(found, Err((2, Error::WrongType)));
+            let found = follow(fake, layout, object, &[on, (99, 0, 0)]);
+            assert_eq!(found, Err((1, Error::Malformed)));
+            assert_eq!(follow(fake, layout, object, &[on; MAX_STEPS]), Ok(object));
+        });
+    }
+
+    #[test]
+    fn garbage_never_panics() {
+        for_each_layout(|layout, fake| {
+            let (address, name) = with_values(fake, layout, &[("first", 1), ("second", 2)]);
+            let dict = fake.dict(layout, &[("first", 1)]);
+            let class = fake
+                .u64(field(address, layout.object.ob_type))
+                .expect("mapped");
+            let keys = fake.u64(field(dict, layout.dict.ma_keys)).expect("mapped");
+            for at in [address, class, dict, keys] {
+                fake.each_corruption(at, |fake| {
+                    for (object, op) in [(address, op::ATTRIBUTE), (dict, op::ITEM)] {
+                        let _ = follow(fake, layout, object, &[(op, 0, name)]);
+                    }
+                });
+            }
+        });
+    }
+}

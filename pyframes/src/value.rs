@@ -218,3 +218,174 @@ const DIGIT_MASK: u64 = (1 << DIGIT_BITS) - 1;
 
 /// No head is longer, in words; a power of two, for masks.
 const HEAD_ROOM: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Fake, for_each_layout};
+    use crate::frame;
+    use std::boxed::Box;
+    use std::vec;
+
+    fn scratch() -> Box<Scratch> {
+        Box::new(Scratch::new())
+    }
+
+    #[test]
+    fn finds_the_text_of_strings_of_every_form() {
+        for_each_layout(|layout, fake| {
+            for (expected, width) in [
+                ("", 1),
+                ("/items", 1),
+                ("d\u{e9}j\u{e0}", 1),
+                ("\u{20ac}", 2),
+                ("\u{1f600}!", 4),
+            ] {
+                for build in [Fake::string, Fake::indirect_string] {
+                    let address = build(fake, layout, expected);
+                    let found = text(fake, layout, address, &mut scratch()).expect("reads");
+                    assert_eq!(found.width, width, "{expected}");
+                    assert_eq!(found.points, expected.chars().count() as u64);
+                    let mut data = vec![0; (found.points * width) as usize];
+                    assert!(fake.read(found.data, &mut data));
+                    let read = data.chunks(width as usize).map(|point| {
+                        let mut all = [0; 4];
+                        all[..point.len()].copy_from_slice(point);
+                        char::from_u32(u32::from_le_bytes(all)).expect("a character")
+                    });
+                    assert!(read.eq(expected.chars()), "{expected}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn reads_integers() {
+        for_each_layout(|layout, fake| {
+            for value in [
+                0,
+                1,
+                -1,
+                1 << 29,
+                1 << 30,
+                7_000_000_000,
+                -(1 << 45),
+                (1 << 60) - 1,
+            ] {
+                let address = fake.int(layout, value);
+                assert_eq!(int(fake, layout, address, &mut scratch()), Ok(value));
+            }
+            let address = fake.int(layout, 1);
+            let size = if layout.long.lv_tag == ABSENT {
+                layout.object.ob_size
+            } else {
+                layout.long.lv_tag
+            };
+            fake.put_u64(field(address, size), 3 << 3);
+            assert_eq!(
+                int(fake, layout, address, &mut scratch()),
+                Err(Error::TooLong)
+            );
+        });
+    }
+
+    #[test]
+    fn tells_the_types_of_nothing_and_of_floats() {
+        for_each_layout(|layout, fake| {
+            for (name, none, float) in [
+                ("NoneType", true, false),
+                ("float", false, true),
+                ("floating", false, false),
+                ("str", false, false),
+            ] {
+                let class = fake.type_with_methods(layout, name, &[]);
+                assert_eq!(is_none_type(fake, layout, class), none, "{name}");
+                assert_eq!(is_float_type(fake, layout, class), float, "{name}");
+            }
+            assert!(!is_none_type(fake, layout, 0xdead));
+            assert!(!is_float_type(fake, layout, 0xdead));
+        });
+    }
+
+    #[test]
+    fn takes_exceptions_apart() {
+        for_each_layout(|layout, fake| {
+            let at = layout.exception;
+            let address = fake.put(&[0; 256]);
+            for (value, offset) in (0x1000..).zip([at.args, at.traceback, at.context, at.cause]) {
+                fake.put_u64(field(address, offset), value);
+            }
+            let expected = Exception {
+                args: 0x1000,
+                traceback: 0x1001,
+                context: 0x1002,
+                cause: 0x1003,
+                suppress_context: false,
+            };
+            let found = exception(fake, layout, address, &mut scratch());
+            assert_eq!(found, Ok(expected));
+            fake.put_u8(field(address, at.suppress_context), 1);
+            let found = exception(fake, layout, address, &mut scratch());
+            assert!(found.is_ok_and(|found| found.suppress_context));
+        });
+    }
+
+    #[test]
+    fn reads_entries_of_tracebacks() {
+        for_each_layout(|layout, fake| {
+            let at = layout.traceback;
+            let address = fake.put(&[0; 128]);
+            fake.put_u64(field(address, at.tb_next), 0x1000);
+            fake.put_u64(field(address, at.tb_frame), 0x2000);
+            fake.put_u64(field(address, at.tb_lasti), 8 | 0xffff_ffff << 32);
+            let expected = Entry {
+                next: 0x1000,
+                frame: 0x2000,
+                lasti: 8,
+                lineno: -1,
+            };
+            assert_eq!(entry(fake, layout, address), Ok(expected));
+            assert_eq!(at.tb_frame, at.tb_next + 8);
+            assert_eq!(at.tb_lasti, at.tb_next + 16);
+            assert_eq!(at.tb_lineno, at.tb_next + 20);
+        });
+    }
+
+    #[test]
+    fn every_head_fits() {
+        for (_, layout) in &crate::layout::LAYOUTS {
+            for offset in [
+                layout.unicode.state,
+                layout.unicode.length,
+                layout.long.ob_digit,
+                layout.object.ob_size,
+                layout.exception.suppress_context,
+            ] {
+                assert_eq!(offset % 8, 0);
+                assert!(word_count(offset) <= HEAD_ROOM);
+            }
+            // The head of an object is no longer than what is asked of it.
+            assert!(layout.unicode.length < layout.unicode.state);
+            assert!(layout.object.ob_size < layout.long.ob_digit);
+        }
+    }
+
+    #[test]
+    fn garbage_never_panics() {
+        for_each_layout(|layout, fake| {
+            let string = fake.indirect_string(layout, "\u{20ac}");
+            let number = fake.int(layout, -5);
+            for address in [string, number] {
+                fake.each_corruption(address, |fake| {
+                    let mut scratch = scratch();
+                    let _ = text(fake, layout, address, &mut scratch);
+                    let _ = int(fake, layout, address, &mut scratch);
+                    let _ = exception(fake, layout, address, &mut scratch);
+                    if let Ok(entry) = entry(fake, layout, address) {
+                        let _ = frame::of_object(fake, layout, entry.frame);
+                    }
+                });
+            }
+        });
+    }
+}

@@ -176,6 +176,5 @@ fn take<const N: usize>(file: &mut &[u8]) -> Result<[u8; N]> {
 
 const MAGIC: &[u8; 8] = b"pyframes";
 
-/// What of a recording's memory could not be read, for `?` in readers that
-/// return text.
+/// What was read, or why it could not be.
 pub type Read<T> = std::result::Result<T, Error>;

@@ -710,10 +710,7 @@ fn cost(count: usize, walks: usize) -> Result<Option<(usize, usize, f64)>> {
     let mut last = Vec::new();
     for _ in 0..ROUNDS {
         let (time_before, runs_before) = time(&traced)?;
-        let (_, walked) = traced.request_with(
-            std::env::var("DEPTH").map_or(25, |d| d.parse().unwrap()),
-            walks,
-        )?;
+        let (_, walked) = traced.request_with(20, walks)?;
         let (time_after, runs_after) = time(&traced)?;
         let runs = runs_after - runs_before;
         assert!(runs >= walks as u64, "{runs} walks");

@@ -150,8 +150,7 @@ impl Python {
         let archive = fs::read_dir(directory_of_it)?
             .flatten()
             .map(|entry| entry.path())
-            .find(|path| path.to_string_lossy().contains(".orig.tar."))
-            .filter(|path| path.extension().is_some_and(|it| it != "asc"))
+            .find(|path| is_original_source(&path.to_string_lossy()))
             .context("the source package has no original source")?;
         let source = directory_of_it.join("source");
         fs::create_dir(&source)?;
@@ -165,6 +164,12 @@ impl Python {
     fn package(&self) -> String {
         format!("python3.{}", self.minor)
     }
+}
+
+/// Whether a file of a source package is the original source, and not its
+/// signature or what Debian adds.
+fn is_original_source(name: &str) -> bool {
+    name.contains(".orig.tar.") && !name.ends_with(".asc")
 }
 
 /// Runs a command whose output goes to a file, which the error names.
@@ -183,4 +188,30 @@ fn logged(command: &[&str], directory: &Path, log: &Path) -> Result<()> {
         bail!("{} failed, see {}", command.join(" "), log.display());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_source_package_the_original_source_is_taken() {
+        assert!(is_original_source("python3.13_3.13.5.orig.tar.xz"));
+        for other in [
+            "python3.13_3.13.5.orig.tar.xz.asc",
+            "python3.13_3.13.5-2.debian.tar.xz",
+            "python3.13_3.13.5-2.dsc",
+        ] {
+            assert!(!is_original_source(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_step_that_fails_names_its_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let error = logged(&["sh", "-c", "echo why; exit 3"], directory.path(), &log);
+        assert!(error.unwrap_err().to_string().contains("/log"));
+        assert_eq!(fs::read_to_string(log).unwrap(), "why\n");
+    }
 }
