@@ -16,7 +16,9 @@ mod modules;
 mod names;
 mod objects;
 mod resolve;
+mod segment;
 mod source;
+mod tree;
 mod values;
 
 use std::collections::HashMap;
@@ -33,6 +35,7 @@ use self::modules::Modules;
 use self::names::Names;
 use self::objects::Objects;
 use self::source::Sources;
+use self::tree::Tree;
 use crate::insight::Insight;
 use crate::remote::Process;
 use crate::stats::counters;
@@ -129,6 +132,7 @@ struct State {
     names: Names,
     sources: Sources,
     handlers: Handlers,
+    tree: Tree,
 }
 
 /// What is known of the frameworks of every traced process.
@@ -226,6 +230,7 @@ impl Python {
             names: parent.names.clone(),
             sources: Sources::of(child),
             handlers: Handlers::default(),
+            tree: Tree::default(),
         };
         self.processes.insert(child, state);
     }
@@ -308,6 +313,7 @@ impl State {
             names: Names::default(),
             sources: Sources::of(pid),
             handlers: Handlers::default(),
+            tree: Tree::default(),
         })
     }
 
@@ -352,7 +358,10 @@ impl State {
                 .iter()
                 .map(|row| row.values.len() as u32)
                 .sum::<u32>();
-            if !modules.contains_key(framework.module) {
+            let unless = framework.unless;
+            if !modules.contains_key(framework.module)
+                || unless.iter().any(|other| modules.contains_key(*other))
+            {
                 continue;
             }
             let outcome = compiler.framework(framework, id, &mut compiled);

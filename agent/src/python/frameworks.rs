@@ -13,26 +13,18 @@ use abi::record::{moment, value};
 /// What a value says about the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Role {
-    /// The pattern that matched, below the prefixes of the frames outside.
-    Route,
     /// The pattern that matched, as a whole.
     WholeRoute,
     /// The pattern that matched, as a whole but for the slash that it begins
     /// with.
     SlashlessRoute,
-    /// The pattern of a mounted application; outer ones come before inner
-    /// ones.
-    Prefix,
     /// The route object that matched.
     Leaf,
     /// What says how the route object is included in the application:
-    /// an object with `original_route` and `path`.
+    /// an object with `original_route`, `path` and `endpoint`.
     LeafContext,
-    /// The path under which the innermost application is mounted, with its
-    /// parameters filled in.
-    MountedAt,
-    /// The part of it that is not the application's own doing.
-    MountedOutside,
+    /// The outermost router: where the route object is looked for.
+    Root,
     /// The callable that serves the request.
     Handler,
     /// The name under which the application has the callable.
@@ -43,6 +35,21 @@ pub(super) enum Role {
     Method,
     /// An exception that nobody handled.
     Exception,
+    /// What handles an exception that the application does not: without it
+    /// the frame's [`Role::Exception`] is none.
+    Default,
+    /// An object that knows what the application handles by the exception's
+    /// type.
+    Catchers(Catchers),
+}
+
+/// Where an application keeps its handlers of exceptions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Catchers {
+    /// `_error_handlers`: handlers by type, those of the framework included.
+    Falcon,
+    /// `cached_handlers`: handlers by type and route, or `None`.
+    Sanic,
 }
 
 /// Where a path begins.
@@ -127,6 +134,8 @@ pub(super) struct Framework {
     /// Exceptions that are no failures, by module and qualified name; those
     /// that derive from them neither.
     pub(super) handled: &'static [&'static str],
+    /// Modules of frameworks that leave nothing to tell.
+    pub(super) unless: &'static [&'static str],
     /// Its rows.
     pub(super) rows: &'static [Row],
 }
@@ -148,15 +157,14 @@ impl Want {
     /// What the last object of the path is taken for.
     pub(super) fn terminal(&self) -> u32 {
         u32::from(match self.role {
-            Role::Route
-            | Role::WholeRoute
-            | Role::SlashlessRoute
-            | Role::Prefix
-            | Role::MountedAt
-            | Role::MountedOutside
-            | Role::ViewName
-            | Role::Method => value::TEXT,
-            Role::Leaf | Role::LeafContext | Role::Handler | Role::Application => value::OBJECT,
+            Role::WholeRoute | Role::SlashlessRoute | Role::ViewName | Role::Method => value::TEXT,
+            Role::Leaf
+            | Role::LeafContext
+            | Role::Root
+            | Role::Handler
+            | Role::Application
+            | Role::Default
+            | Role::Catchers(_) => value::OBJECT,
             Role::Exception => value::EXCEPTION,
         })
     }
@@ -259,6 +267,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &["flask.ctx", "flask.wrappers", "werkzeug.routing.rules"],
         context_variable: Some(("flask.globals", "_cv_request")),
         handled: &[],
+        unless: &[],
         rows: &[last(
             "flask.app",
             "Flask.wsgi_app",
@@ -300,18 +309,16 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &["starlette.routing", "fastapi.applications"],
         context_variable: None,
         handled: &[],
+        unless: &[],
         rows: &[
             row(
                 "fastapi.routing",
                 "APIRoute.handle",
-                &[
-                    answering(
-                        Role::Route,
-                        Local("effective_context"),
-                        &[Attribute("path")],
-                    ),
-                    answering(Role::Handler, Local("self"), &[Attribute("endpoint")]),
-                ],
+                &[answering(
+                    Role::LeafContext,
+                    Local("effective_context"),
+                    &[],
+                )],
             ),
             row(
                 "starlette.applications",
@@ -324,7 +331,8 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
             ),
         ],
     },
-    // Starlette 0.20 to 1.x.
+    // Starlette 0.20 to 1.x. Mounted applications share the scope, so that
+    // the innermost application tells all.
     Framework {
         name: "starlette",
         module: "starlette.routing",
@@ -332,19 +340,17 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &["starlette.applications", "starlette.requests"],
         context_variable: None,
         handled: &[],
+        unless: &[],
         rows: &[
             row(
                 "starlette.routing",
                 "Route.handle",
-                &[
-                    answering(Role::Route, Local("self"), &[Attribute("path")]),
-                    answering(Role::Handler, Local("self"), &[Attribute("endpoint")]),
-                ],
+                &[answering(Role::Leaf, Local("self"), &[])],
             ),
             row(
                 "starlette.routing",
                 "Mount.handle",
-                &[answering(Role::Prefix, Local("self"), &[Attribute("path")])],
+                &[answering(Role::Leaf, Local("self"), &[])],
             ),
             row(
                 "starlette.endpoints",
@@ -357,19 +363,12 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
             ),
             // What middlewares answer after the route's frames are gone, for
             // an exception say: the scope still knows.
-            row(
+            last(
                 "starlette.applications",
                 "Starlette.__call__",
                 &[
                     answering(Role::Leaf, Local("scope"), &[Key("route")]),
-                    answering(Role::Handler, Local("scope"), &[Key("endpoint")]),
-                    answering(Role::MountedAt, Local("scope"), &[Key("root_path")]),
-                    answering(
-                        Role::MountedOutside,
-                        Local("scope"),
-                        &[Key("app_root_path")],
-                    ),
-                    answering(Role::Application, Local("self"), &[]),
+                    answering(Role::Root, Local("scope"), &[Key("router")]),
                 ],
             ),
             row(
@@ -399,6 +398,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
             "django.core.exceptions.SuspiciousOperation",
             "django.http.multipartparser.MultiPartParserError",
         ],
+        unless: &[],
         rows: &[
             Row {
                 place: Place::WsgiServers,
@@ -486,6 +486,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &["aiohttp.web_request", "aiohttp.web_urldispatcher"],
         context_variable: None,
         handled: &["aiohttp.web_exceptions.HTTPException"],
+        unless: &[],
         rows: &[last(
             "aiohttp.web_protocol",
             "RequestHandler._handle_request",
@@ -542,6 +543,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &[],
         context_variable: None,
         handled: &["tornado.web.HTTPError", "tornado.web.Finish"],
+        unless: &[],
         rows: &[last(
             "tornado.web",
             "RequestHandler._execute",
@@ -559,6 +561,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &[],
         context_variable: None,
         handled: &["bottle.HTTPResponse", "bottle.RouteReset"],
+        unless: &[],
         rows: &[
             Row {
                 place: Place::WsgiServers,
@@ -595,6 +598,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
             "falcon.http_error.HTTPError",
             "falcon.http_status.HTTPStatus",
         ],
+        unless: &[],
         rows: &[
             row(
                 "falcon.asgi.app",
@@ -607,6 +611,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
                     ),
                     answering(Role::Handler, Local("responder"), &[Go::MethodFunction]),
                     raised(Role::Exception, Start::Raised, &[]),
+                    raised(Role::Catchers(Catchers::Falcon), Local("self"), &[]),
                 ],
             ),
             row(
@@ -619,6 +624,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
                         &[Go::Slot("falcon.request", "Request", "uri_template")],
                     ),
                     raised(Role::Exception, Start::Raised, &[]),
+                    raised(Role::Catchers(Catchers::Falcon), Local("self"), &[]),
                 ],
             ),
         ],
@@ -631,6 +637,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &["sanic_routing.route"],
         context_variable: None,
         handled: &["sanic.exceptions.SanicException"],
+        unless: &[],
         rows: &[
             last(
                 "sanic.app",
@@ -646,12 +653,24 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
                         Local("route"),
                         &[Go::Slot("sanic_routing.route", "Route", "handler")],
                     ),
+                    answering(
+                        Role::Method,
+                        Local("request"),
+                        &[Go::Slot("sanic.request.types", "Request", "method")],
+                    ),
                 ],
             ),
             row(
                 "sanic.app",
                 "Sanic.handle_exception",
-                &[answering(Role::Exception, Local("exception"), &[])],
+                &[
+                    answering(Role::Exception, Local("exception"), &[]),
+                    answering(
+                        Role::Catchers(Catchers::Sanic),
+                        Local("self"),
+                        &[Go::Slot("sanic.app", "Sanic", "error_handler")],
+                    ),
+                ],
             ),
         ],
     },
@@ -667,6 +686,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         ],
         context_variable: None,
         handled: &[],
+        unless: &[],
         rows: &[
             row(
                 "quart.asgi",
@@ -705,23 +725,36 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         ],
         context_variable: None,
         handled: &["litestar.exceptions.http_exceptions.HTTPException"],
+        unless: &[],
         rows: &[
-            row(
-                "litestar._asgi.asgi_router",
-                "ASGIRouter.__call__",
+            last(
+                "litestar.app",
+                "Litestar.__call__",
                 &[
                     answering(Role::WholeRoute, Local("scope"), &[Key("path_template")]),
                     answering(
                         Role::Handler,
                         Local("scope"),
-                        &[Key("route_handler"), Attribute("_fn")],
+                        &[
+                            Key("route_handler"),
+                            Go::Slot("litestar.handlers.base", "BaseRouteHandler", "_fn"),
+                        ],
                     ),
                 ],
             ),
             row(
                 "litestar.middleware._internal.exceptions.middleware",
-                "ExceptionHandlerMiddleware.__call__",
-                &[answering(Role::Exception, Local("e"), &[])],
+                "ExceptionHandlerMiddleware.handle_request_exception",
+                &[
+                    answering(Role::Exception, Local("exc"), &[]),
+                    // A function, and no method of the middleware, where the
+                    // application handles it.
+                    answering(
+                        Role::Default,
+                        Local("exception_handler"),
+                        &[Go::MethodFunction],
+                    ),
+                ],
             ),
         ],
     },
@@ -733,6 +766,14 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &[],
         context_variable: None,
         handled: &[],
+        // These answer every exception themselves.
+        unless: &[
+            "starlette.applications",
+            "litestar.app",
+            "quart.app",
+            "falcon.asgi.app",
+            "django.core.handlers.asgi",
+        ],
         rows: &[
             last(
                 "uvicorn.protocols.http.httptools_impl",
@@ -754,6 +795,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         context_variable: None,
         // What is wrong with the request.
         handled: &["gunicorn.http.errors.ParseException", "ssl.SSLError"],
+        unless: &[],
         rows: &[last(
             "gunicorn.workers.base",
             "Worker.handle_error",
@@ -767,6 +809,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &[],
         context_variable: None,
         handled: &[],
+        unless: &[],
         rows: &[last(
             "werkzeug.serving",
             "WSGIRequestHandler.run_wsgi",
@@ -780,6 +823,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &[],
         context_variable: None,
         handled: &[],
+        unless: &[],
         rows: &[last(
             "wsgiref.handlers",
             "BaseHandler.run",
@@ -793,6 +837,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         names: &[],
         context_variable: None,
         handled: &["waitress.channel.ClientDisconnected"],
+        unless: &[],
         rows: &[last(
             "waitress.channel",
             "HTTPChannel.service",

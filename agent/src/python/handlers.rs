@@ -106,7 +106,13 @@ fn locate<M: Memory>(
         return names.function(objects, function);
     }
     let Some(mut function) = objects.function(handler) else {
-        // An object that is called.
+        // An object that is called: one that stands for a function says so.
+        for name in ["func", "__wrapped__"] {
+            let inner = attribute::instance_attribute(memory, layout, handler, name);
+            if let Some(function) = inner.ok().flatten().and_then(|f| objects.function(f)) {
+                return names.function(objects, function);
+            }
+        }
         let class = objects.type_of(handler).ok()?;
         let call = attribute::class_attribute(memory, layout, class, "__call__").ok()??;
         return names.function(objects, objects.function(call)?);

@@ -125,12 +125,7 @@ impl Names {
     ) -> Option<Arc<CodeLocation>> {
         let layout = objects.layout;
         let (_, known) = self.code(objects, objects.code_of(function)?)?;
-        let module = objects
-            .field(function, layout.function.func_globals)
-            .and_then(|globals| objects.item(globals, "__name__"))
-            .ok()
-            .flatten()
-            .and_then(|name| objects.name(name).ok());
+        let module = objects.module_of(function);
         let qualname = objects
             .name_in(function, layout.function.func_qualname)
             .ok()?;

@@ -174,6 +174,14 @@ impl<M: Memory> Objects<'_, M> {
         None
     }
 
+    /// The name of the module that a function was defined in.
+    pub(super) fn module_of(&self, function: u64) -> Option<String> {
+        let globals = self
+            .field(function, self.layout.function.func_globals)
+            .ok()?;
+        self.name(self.item(globals, "__name__").ok()??).ok()
+    }
+
     /// What `functools.wraps` says that a function wraps.
     pub(super) fn wrapped(&self, function: u64) -> Option<u64> {
         let namespace = self.field(function, self.layout.function.func_dict).ok()?;

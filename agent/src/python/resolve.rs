@@ -6,17 +6,16 @@ use abi::record::{moment, part, value};
 use pyframes::{Memory, attribute};
 
 use super::exception::Teller;
-use super::frameworks::{FRAMEWORKS, Role, Want};
+use super::frameworks::{Catchers, FRAMEWORKS, Role, Want};
 use super::objects::Objects;
+use super::tree::{Leaf, Placed, member};
 use super::values::{self, Item, Text};
 use super::{PythonStats, StackEvent, State};
 use crate::insight::{Insight, Subject};
 use crate::stream::Evidence;
 
-/// Deepest nesting of mounted applications.
-const MAX_MOUNTS: u32 = 8;
-/// Most routes of an application that are looked through.
-const MAX_ROUTES: usize = 4096;
+/// Most handlers of exceptions that are looked through.
+const MAX_HANDLERS: usize = 4096;
 
 /// Exceptions that end what is under way without being failures.
 const ENDINGS: &[&str] = &[
@@ -58,13 +57,24 @@ pub(super) fn insight(
     }
     let items = values::items(event.values);
     let told = Told::new(&items, wants, stats);
-    let route = told.route(objects, stats);
+    let placed = told.leaf(objects).map(|leaf| {
+        let placed = state.tree.placed(objects, leaf, stack.at);
+        if placed.route.is_none() {
+            stats.unplaced.one();
+        }
+        placed
+    });
+    let matched = placed.is_some() || told.route().is_some() || told.is_its_own_route();
+    let Placed { route, endpoint } = placed.unwrap_or_default();
+    let route = told.route().or(route);
     let method = told.text(Role::Method).map(Text::into_string);
     let handler = told.object(Role::Handler).or_else(|| {
         let name = told.text(Role::ViewName)?;
         let application = told.object(Role::Application)?;
         state.handlers.named(objects, application, name.as_str())
     });
+    // What answers where nothing matched is no view of the application's.
+    let handler = handler.or(endpoint).filter(|_| matched);
     let code = handler.and_then(|handler| {
         let location =
             state
@@ -76,8 +86,10 @@ pub(super) fn insight(
         location
     });
     let exception = told.exception.and_then(|(framework, idx)| {
-        let class = items.get(idx)?.value.type_address;
-        if handled(objects, class, framework) {
+        let raised = items.get(idx)?;
+        if handled(objects, raised.value.type_address, framework)
+            || told.caught(objects, wants, raised)
+        {
             return None;
         }
         let mut teller = Teller {
@@ -156,6 +168,34 @@ impl<'a> Told<'a> {
         self.of(role).find_map(Item::object)
     }
 
+    /// Whether the application handles the exception at an index itself.
+    fn caught<M: Memory>(
+        &self,
+        objects: Objects<'_, M>,
+        wants: &[(usize, &'static Want)],
+        exception: &Item<'_>,
+    ) -> bool {
+        let class = exception.value.type_address;
+        let mut catchers = self.items.iter().filter_map(|(role, _, item)| match role {
+            Role::Catchers(catchers) => Some((*catchers, item.object()?)),
+            _ => None,
+        });
+        if catchers.any(|(catchers, object)| catches(objects, catchers, object, class)) {
+            return true;
+        }
+        // The default handler comes right after the exception in the table.
+        let next = wants.get(exception.value.recipe as usize);
+        next.is_some_and(|(_, want)| want.role == Role::Default)
+            && !self
+                .of(Role::Default)
+                .any(|item| item.value.frame == exception.value.frame)
+    }
+
+    /// Whether the framework tells the view alone.
+    fn is_its_own_route(&self) -> bool {
+        self.framework() == Some("tornado")
+    }
+
     /// The framework that comes first in the table: those that build on
     /// another come before it.
     fn framework(&self) -> Option<&'static str> {
@@ -168,65 +208,76 @@ impl<'a> Told<'a> {
             .map(|(_, framework)| framework.name)
     }
 
-    /// The pattern that matched, with those of the applications around it.
-    fn route<M: Memory>(&self, objects: Objects<'_, M>, stats: &PythonStats) -> Option<Arc<str>> {
+    /// The pattern that matched, where a text tells it.
+    fn route(&self) -> Option<Arc<str>> {
         if let Some(whole) = self.text(Role::WholeRoute) {
             return Some(whole.as_str().into());
         }
-        if let Some(route) = self.text(Role::SlashlessRoute) {
-            return Some(format!("/{}", route.as_str()).into());
-        }
-        let prefixes: Vec<_> = self.of(Role::Prefix).rev().collect();
-        let mut route = String::new();
-        for prefix in &prefixes {
-            route.push_str(prefix.text().filter(Text::is_whole)?.as_str());
-        }
-        if let Some(leaf) = self.text(Role::Route) {
-            route.push_str(leaf.as_str());
-            return Some(route.into());
-        }
-        if !prefixes.is_empty() {
-            // A mounted application that is no router.
-            return Some(route.into());
-        }
-        let leaf = self.object(Role::Leaf)?;
-        let found = self.leaf(objects, leaf);
-        if found.is_none() {
-            stats.unplaced.one();
-        }
-        found
+        let route = self.text(Role::SlashlessRoute)?;
+        Some(format!("/{}", route.as_str()).into())
     }
 
-    /// The pattern of a route object, where its frames are gone.
-    fn leaf<M: Memory>(&self, objects: Objects<'_, M>, leaf: u64) -> Option<Arc<str>> {
-        let path = path_of(objects, leaf)?;
+    /// The route object that matched.
+    fn leaf<M: Memory>(&self, objects: Objects<'_, M>) -> Option<Leaf> {
         let included = self.object(Role::LeafContext).and_then(|context| {
             let original = member(objects, context, "original_route")?;
-            (original == leaf).then(|| path_of(objects, context))?
+            Some((original, context))
         });
-        let whole = |text: Text| text.is_whole().then(|| text.into_string());
-        let mounted = self
-            .of(Role::MountedAt)
-            .last()
-            .and_then(Item::text)
-            .map_or_else(|| Some(String::new()), whole)?;
-        let outside = match self.of(Role::MountedOutside).last().and_then(Item::text) {
-            Some(text) => whole(text)?,
-            None => mounted.clone(),
+        let root = self.object(Role::Root);
+        let (object, context) = match (self.object(Role::Leaf), included) {
+            (Some(object), Some((original, context))) if original == object => {
+                (object, Some(context))
+            }
+            (Some(object), _) => (object, None),
+            (None, Some((object, context))) => (object, Some(context)),
+            (None, None) => return None,
         };
-        let inside = mounted.strip_prefix(&outside)?;
-        let path = included.unwrap_or(path);
-        if inside.is_empty() {
-            return Some(path.into());
+        Some(Leaf {
+            object,
+            context,
+            root,
+        })
+    }
+}
+
+/// Whether an application has a handler for exceptions of a type.
+fn catches<M: Memory>(
+    objects: Objects<'_, M>,
+    catchers: Catchers,
+    object: u64,
+    class: u64,
+) -> bool {
+    let Objects { memory, layout } = objects;
+    let name = match catchers {
+        Catchers::Falcon => "_error_handlers",
+        Catchers::Sanic => "cached_handlers",
+    };
+    let Ok(Some(table)) = attribute::attribute(memory, layout, object, name) else {
+        return false;
+    };
+    let Ok(table) = objects.dict(table) else {
+        return false;
+    };
+    let entries: Vec<_> = table.entries(memory).flatten().take(MAX_HANDLERS).collect();
+    match catchers {
+        // What is nearest in the order of look-ups handles it.
+        Catchers::Falcon => {
+            let handler = objects
+                .mro(class)
+                .unwrap_or_default()
+                .iter()
+                .find_map(|class| entries.iter().find(|entry| entry.key == *class))
+                .and_then(|entry| objects.function(entry.value));
+            handler.is_some_and(|handler| {
+                let module = objects.module_of(handler);
+                !module.is_some_and(|module| module.starts_with("falcon."))
+            })
         }
-        let application = self.of(Role::Application).last()?.object()?;
-        let mounts = mounts(objects, application, inside, leaf)?;
-        // Where an application was mounted and nothing in it matched, the
-        // route is the mount.
-        if mounts.leaf_is_mount {
-            return Some(inside.into());
-        }
-        Some(format!("{inside}{path}").into())
+        // Looking it up has put the very type there.
+        Catchers::Sanic => entries.iter().any(|entry| {
+            let key = objects.tuple(entry.key).unwrap_or_default();
+            key.first() == Some(&class) && !objects.is(entry.value, "NoneType")
+        }),
     }
 }
 
@@ -241,66 +292,4 @@ fn handled<M: Memory>(objects: Objects<'_, M>, class: u64, framework: usize) -> 
         attribute::qualified_type_name(memory, layout, *class, &mut buffer)
             .is_ok_and(|name| handled.contains(&name.text) || ENDINGS.contains(&name.text))
     })
-}
-
-/// What was found under a path.
-struct Mounted {
-    leaf_is_mount: bool,
-}
-
-/// Follows mounts whose patterns are the path itself, without parameters;
-/// `None` if that does not lead to the path's end.
-fn mounts<M: Memory>(
-    objects: Objects<'_, M>,
-    application: u64,
-    path: &str,
-    leaf: u64,
-) -> Option<Mounted> {
-    let mut at = application;
-    let mut rest = path;
-    for _ in 0..MAX_MOUNTS {
-        let router = member(objects, at, "router").unwrap_or(at);
-        let routes = objects.list(member(objects, router, "routes")?).ok()?;
-        let mount = routes.into_iter().take(MAX_ROUTES).find_map(|route| {
-            if !is_mount(objects, route) {
-                return None;
-            }
-            let prefix = path_of(objects, route)?;
-            let after = rest.strip_prefix(prefix.as_str())?;
-            let whole = after.is_empty() || after.starts_with('/');
-            (whole && !prefix.is_empty()).then_some((route, after))
-        });
-        let (route, after) = mount?;
-        if after.is_empty() {
-            return Some(Mounted {
-                leaf_is_mount: route == leaf,
-            });
-        }
-        rest = after;
-        at = member(objects, route, "_base_app").or_else(|| member(objects, route, "app"))?;
-    }
-    None
-}
-
-fn is_mount<M: Memory>(objects: Objects<'_, M>, route: u64) -> bool {
-    let types = objects
-        .type_of(route)
-        .and_then(|class| objects.mro(class))
-        .unwrap_or_default();
-    types.into_iter().any(|class| {
-        objects
-            .name_in(class, objects.layout.heap_type.ht_name)
-            .is_ok_and(|name| name == "Mount")
-    })
-}
-
-fn path_of<M: Memory>(objects: Objects<'_, M>, route: u64) -> Option<String> {
-    objects.name(member(objects, route, "path")?).ok()
-}
-
-fn member<M: Memory>(objects: Objects<'_, M>, object: u64, name: &str) -> Option<u64> {
-    let Objects { memory, layout } = objects;
-    attribute::instance_attribute(memory, layout, object, name)
-        .ok()
-        .flatten()
 }
