@@ -611,7 +611,7 @@ impl Assembler {
             Role::Server => self.stats.server_spans.one(),
             Role::Client => self.stats.client_spans.one(),
         }
-        let events = findings.complete(&mut exchange, role, clock);
+        let events = findings.complete(&mut exchange, role, at, clock);
         let start_unix = clock.unix(start);
         let Identity {
             trace_id,

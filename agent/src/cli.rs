@@ -34,6 +34,10 @@ pub struct Options {
         help_heading = TRACING
     )]
     pub ring_size: u32,
+    /// Do not look into Python's frames: spans without routes, code locations
+    /// and exceptions
+    #[arg(long, help_heading = TRACING)]
+    pub no_frames: bool,
     /// Print the counters to standard error once a second
     #[arg(long, help_heading = TRACING)]
     pub stats: bool,
@@ -75,6 +79,21 @@ pub enum Command {
         /// Also look at this process
         #[arg(long, value_name = "PID", value_parser = process_id)]
         pid: Option<u32>,
+    },
+    /// Say where every Python thread of a process is, without stopping it
+    ///
+    /// Prints each thread's calls, the most recent first. Ends with code 0 if
+    /// the stacks could be read, with 1 if not.
+    Stack {
+        /// The process
+        #[arg(long, value_name = "PID", value_parser = process_id)]
+        pid: u32,
+        /// Also print the local variables of functions
+        #[arg(long)]
+        locals: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Stop, and become the command once continued
     #[command(name = crate::launch::SUBCOMMAND, hide = true)]
@@ -138,6 +157,7 @@ Examples:
   otel-ebpf --otlp-endpoint http://localhost:4318 --pid 4242
                                          send its spans to a collector
   otel-ebpf check --pid 4242             say what would be in the way
+  otel-ebpf stack --pid 4242             say where its threads are
 ";
 
 const LONG_NOTES: &str = "\
@@ -152,6 +172,8 @@ Examples:
           Print spans as OTLP JSON lines
   otel-ebpf check --pid 4242
           Say what this host allows, and what would be in the way
+  otel-ebpf stack --pid 4242 --locals
+          Say where the service's threads are, with their variables
 
 Environment:
   A flag wins over its variable. Of OTEL_EXPORTER_OTLP_*, the form

@@ -5,6 +5,8 @@
 //! is named, forks, executes, listens or ends; it reads `/proc` and process
 //! memory and steers `probes`.
 
+mod frameworks;
+mod lineage;
 mod message;
 
 use std::collections::HashMap;
@@ -15,8 +17,12 @@ use std::time::{Duration, Instant};
 use abi::map::{Connection, Descriptor, Target, target_flag};
 use abi::record::role;
 
+use self::frameworks::{Moments, RELOOK};
+use self::lineage::Lineage;
+pub use self::lineage::Traffic;
 use crate::probes::{Hook, ProbeError, Probes};
 use crate::protocol::{Endpoint, Role};
+use crate::python::Python;
 use crate::remote::{self, Process};
 use crate::resource::{Host, Resource, Runtime};
 use crate::stats::counters;
@@ -26,7 +32,6 @@ use crate::target::placement::{self, Placement};
 use crate::target::process::{ProcessError, ProcessInfo};
 use crate::target::service::{TargetSettings, derive_service_name};
 use crate::target::sockets::sockets;
-use crate::target::uvloop;
 
 /// Ids of connections that the agent makes known have this bit; the kernel's
 /// never do.
@@ -65,6 +70,8 @@ counters! {
         resumed => "discovery.lineage_resumed",
         /// Function probes that could not be attached.
         hooks_failed => "discovery.hooks_failed",
+        /// Recipes that the kernel side has no room for.
+        recipes_failed => "discovery.dropped.recipes",
     }
 }
 
@@ -122,35 +129,6 @@ impl AttachError {
     }
 }
 
-/// Requests that a process serves without ever making a call of its own
-/// before its contexts are no longer followed: lineage costs it some
-/// microseconds a request and would tell nothing.
-const QUIET_REQUESTS: u64 = 1000;
-/// How long it must have been quiet besides.
-const QUIET_TIME: Duration = Duration::from_secs(1);
-
-/// What a process did since the last look.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Traffic {
-    /// Requests it began to serve.
-    pub served: u64,
-    /// Requests it sent.
-    pub called: u64,
-}
-
-/// Whether the contexts of a process are followed.
-#[derive(Clone, Copy)]
-enum Lineage {
-    /// Not yet, or never (no interpreter, greenlets).
-    Never,
-    /// Yes; so many requests were served since the start, without a call.
-    Trial { served: u64, since: Instant },
-    /// Not now, as the process makes no calls.
-    Paused,
-    /// Yes, and for good: it makes calls.
-    Needed,
-}
-
 /// A traced process.
 struct Tracee {
     settings: TargetSettings,
@@ -158,6 +136,13 @@ struct Tracee {
     interpreter: Option<Arc<Interpreter>>,
     target: Target,
     lineage: Lineage,
+    /// Whether its transports' writes are probed.
+    writes_probed: bool,
+    moments: Moments,
+    /// The server that runs it, with its version.
+    server: Option<(&'static str, Option<String>)>,
+    /// When it is asked again what it has imported.
+    next_frameworks: Instant,
     /// Until when it is looked at again, as it may still be starting.
     until: Option<Instant>,
     next_look: Instant,
@@ -179,6 +164,10 @@ pub struct Changes {
 /// All traced processes.
 pub struct Discovery {
     tracees: HashMap<u32, Tracee>,
+    /// What is known of their frameworks.
+    pub python: Python,
+    /// Whether Python's frames are looked into.
+    frames: bool,
     host: Host,
     next_seed: u64,
     /// What happened, counted.
@@ -186,10 +175,13 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Traces nothing yet.
-    pub fn new() -> Self {
+    /// Traces nothing yet; `frames` says whether Python's frames are to be
+    /// looked into.
+    pub fn new(frames: bool) -> Self {
         Self {
             tracees: HashMap::new(),
+            python: Python::new(),
+            frames,
             host: Host::read(),
             next_seed: SEEDED,
             stats: DiscoveryStats::default(),
@@ -241,12 +233,17 @@ impl Discovery {
             interpreter: from.interpreter.clone(),
             target: from.target,
             lineage: Lineage::Never,
+            writes_probed: false,
+            moments: from.moments,
+            server: from.server.clone(),
+            next_frameworks: Instant::now() + RELOOK,
             until: None,
             next_look: Instant::now(),
             tell: None,
         };
         self.stats.processes.one();
         self.tracees.insert(child, tracee);
+        self.python.forked(child, parent);
         let info = ProcessInfo::read(child)
             .or_else(|_| ProcessInfo::read(parent).map(|parent| parent.forked(child, at)));
         if let Ok(info) = info {
@@ -276,6 +273,7 @@ impl Discovery {
             changes.messages.push(message);
             tracee.target.flags &= !(target_flag::TASK_AFTER_READ | target_flag::LINEAGE);
             self.follow(child, &process, probes);
+            self.hook_moments(child, probes);
         }
         self.seed(child, probes, &mut changes);
         changes
@@ -285,6 +283,7 @@ impl Discovery {
     pub fn executed(&mut self, pid: u32, probes: &mut Probes) -> Changes {
         let mut changes = Changes::default();
         probes.unhook(pid);
+        self.forget_frameworks(pid, probes);
         let Ok(info) = ProcessInfo::read(pid) else {
             return changes;
         };
@@ -306,17 +305,20 @@ impl Discovery {
         tracee.interpreter = None;
         tracee.target = Target::default();
         tracee.lineage = Lineage::Never;
+        tracee.writes_probed = false;
+        tracee.moments = Moments::default();
+        tracee.server = None;
         tracee.until = Some(now + PATIENCE);
         tracee.next_look = now;
         tracee.tell = Some(now + SILENCE);
-        self.look(pid, probes, &mut changes);
+        self.look(pid, probes, &mut changes, false);
         changes
     }
 
     /// A traced process listens: its server's modules are loaded now.
     pub fn listening(&mut self, pid: u32, probes: &mut Probes) -> Changes {
         let mut changes = Changes::default();
-        self.look(pid, probes, &mut changes);
+        self.look(pid, probes, &mut changes, true);
         changes
     }
 
@@ -326,6 +328,7 @@ impl Discovery {
             self.stats.ended.one();
             probes.remove_target(pid);
             probes.unhook(pid);
+            self.forget_frameworks(pid, probes);
         }
     }
 
@@ -339,7 +342,7 @@ impl Discovery {
             .map(|(&pid, _)| pid)
             .collect();
         for pid in due {
-            self.look(pid, probes, &mut changes);
+            self.look(pid, probes, &mut changes, false);
             if let Some(tracee) = self.tracees.get_mut(&pid) {
                 tracee.next_look = now + RETRY;
                 if tracee.until.is_some_and(|until| until <= now) {
@@ -357,50 +360,13 @@ impl Discovery {
                 }
             }
         }
+        self.relook(now, probes, &mut changes);
         changes
     }
 
     /// Whether the process is traced.
     pub fn traces(&self, pid: u32) -> bool {
         self.tracees.contains_key(&pid)
-    }
-
-    /// Takes note of what a process did: the contexts of one that never makes
-    /// a call are not followed after a while.
-    ///
-    /// When such a process makes its first call, that call and those of
-    /// requests under way have no parent (counted); all later ones have.
-    pub fn traffic(&mut self, pid: u32, traffic: Traffic, now: Instant, probes: &mut Probes) {
-        let Some(tracee) = self.tracees.get_mut(&pid) else {
-            return;
-        };
-        match &mut tracee.lineage {
-            Lineage::Never | Lineage::Needed => {}
-            Lineage::Trial { .. } if traffic.called > 0 => tracee.lineage = Lineage::Needed,
-            Lineage::Trial { served, since } => {
-                *served += traffic.served;
-                if *served >= QUIET_REQUESTS && now.duration_since(*since) >= QUIET_TIME {
-                    tracing::debug!(pid, "makes no calls: its contexts are not followed");
-                    self.stats.paused.one();
-                    tracee.lineage = Lineage::Paused;
-                    tracee.target.flags &= !(target_flag::TASK_AFTER_READ | target_flag::LINEAGE);
-                    tracee.target.epoch = tracee.target.epoch.wrapping_add(1);
-                    tell(pid, &tracee.target, probes);
-                    probes.unhook(pid);
-                }
-            }
-            Lineage::Paused if traffic.called > 0 => {
-                tracing::debug!(pid, "makes calls: its contexts are followed");
-                self.stats.resumed.one();
-                if let Ok(process) = open(pid) {
-                    self.follow(pid, &process, probes);
-                    if let Some(tracee) = self.tracees.get_mut(&pid) {
-                        tracee.lineage = Lineage::Needed;
-                    }
-                }
-            }
-            Lineage::Paused => {}
-        }
     }
 
     /// The traced processes.
@@ -437,6 +403,10 @@ impl Discovery {
                 interpreter: None,
                 target,
                 lineage: Lineage::Never,
+                writes_probed: false,
+                moments: Moments::default(),
+                server: None,
+                next_frameworks: now + RELOOK,
                 until: Some(now + PATIENCE),
                 next_look: now + RETRY,
                 tell: Some(now + SILENCE),
@@ -446,7 +416,7 @@ impl Discovery {
     }
 
     /// Looks for the interpreter, or for modules that were loaded meanwhile.
-    fn look(&mut self, pid: u32, probes: &mut Probes, changes: &mut Changes) {
+    fn look(&mut self, pid: u32, probes: &mut Probes, changes: &mut Changes, urgent: bool) {
         if !self.tracees.contains_key(&pid) {
             return;
         }
@@ -459,6 +429,7 @@ impl Discovery {
             .is_some_and(|tracee| tracee.interpreter.is_some());
         if known {
             self.modules(pid, &process, probes);
+            self.frameworks(pid, &process, probes, changes, urgent);
             return;
         }
         let found = match Interpreter::find(&process) {
@@ -494,6 +465,7 @@ impl Discovery {
                     .push(format!("{message} as {}", tracee.service_name()));
             }
             self.follow(pid, process, probes);
+            self.frameworks(pid, process, probes, changes, true);
         }
         self.resource(pid, changes);
     }
@@ -513,6 +485,7 @@ impl Discovery {
             name: "cpython".to_owned(),
             version: interpreter.version.to_string(),
             description: None,
+            server: tracee.server.clone(),
         });
         let resource = Resource::new(
             info,
@@ -530,101 +503,6 @@ impl Discovery {
         self.hook_contexts(pid, process, probes);
         self.modules(pid, process, probes);
         if let Some(tracee) = self.tracees.get(&pid) {
-            tell(pid, &tracee.target, probes);
-        }
-    }
-
-    /// Attaches the probes that follow contexts.
-    ///
-    /// Never in a process with greenlets: they copy slices of the stack, and
-    /// a return probe that is switched away from would return into another
-    /// greenlet's frames.
-    fn hook_contexts(&mut self, pid: u32, process: &Process, probes: &mut Probes) {
-        let Some(interpreter) = self
-            .tracees
-            .get(&pid)
-            .and_then(|tracee| tracee.interpreter.clone())
-        else {
-            return;
-        };
-        if interpreter.has_module(process, "greenlet").unwrap_or(true) {
-            tracing::info!(pid, "greenlets in use: context lineage is not followed");
-            return;
-        }
-        let image = &interpreter.image;
-        let mut complete = true;
-        for (name, hook) in [
-            ("PyContext_CopyCurrent", Hook::ContextReturned),
-            ("PyContext_New", Hook::ContextCreated),
-            ("PyContext_Copy", Hook::ContextCreated),
-        ] {
-            let offset = image
-                .elf
-                .symbol(name)
-                .ok()
-                .flatten()
-                .and_then(|symbol| image.elf.file_offset(symbol.address));
-            complete &= match offset {
-                Some(offset) => self.stats.hook(pid, probes, hook, &image.path, offset),
-                None => {
-                    self.stats.hooks_failed.one();
-                    false
-                }
-            };
-        }
-        match interpreter.context_makers(process) {
-            Ok(places) => {
-                for place in &places {
-                    complete &= self.stats.hook_at(pid, probes, Hook::ContextCreated, place);
-                }
-            }
-            Err(error) => {
-                self.stats.hooks_failed.one();
-                tracing::warn!(pid, %error, "cannot find the functions that make contexts");
-                complete = false;
-            }
-        }
-        if complete && let Some(tracee) = self.tracees.get_mut(&pid) {
-            tracee.target.flags |= target_flag::LINEAGE;
-            // What was noted before every probe was in place may be stale.
-            tracee.target.epoch = tracee.target.epoch.wrapping_add(1);
-            tracee.lineage = Lineage::Trial {
-                served: 0,
-                since: Instant::now(),
-            };
-        }
-    }
-
-    /// Attaches the probes that depend on loaded modules.
-    fn modules(&mut self, pid: u32, process: &Process, probes: &mut Probes) {
-        let Some(tracee) = self.tracees.get_mut(&pid) else {
-            return;
-        };
-        let Some(interpreter) = &tracee.interpreter else {
-            return;
-        };
-        if tracee.target.flags & target_flag::TASK_AFTER_READ != 0
-            || matches!(tracee.lineage, Lineage::Never | Lineage::Paused)
-        {
-            return;
-        }
-        let has = |module| interpreter.has_module(process, module).unwrap_or(false);
-        if !has("uvloop.loop") {
-            return;
-        }
-        let (module, class, _) = uvloop::WRITE;
-        for method in ["write", "writelines"] {
-            match interpreter.method_address(process, module, class, method) {
-                Ok(Some(place)) => {
-                    self.stats
-                        .hook_at(pid, probes, Hook::TransportWrite, &place);
-                }
-                Ok(None) => {}
-                Err(error) => tracing::debug!(pid, %error, method, "cannot find uvloop's method"),
-            }
-        }
-        if has("uvicorn") {
-            tracee.target.flags |= target_flag::TASK_AFTER_READ;
             tell(pid, &tracee.target, probes);
         }
     }
@@ -667,12 +545,6 @@ impl Discovery {
                 old: true,
             });
         }
-    }
-}
-
-impl Default for Discovery {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -730,7 +602,14 @@ fn place(hook: Hook, path: &std::path::Path, offset: u64) -> Placement {
         .unwrap_or(0);
     let code = code.get(..read).unwrap_or_default();
     match hook {
-        Hook::TransportWrite | Hook::VariableReset | Hook::Raised => placement::entry(code),
+        Hook::TransportWrite | Hook::ContextExplicit | Hook::VariableReset | Hook::Raised => {
+            placement::entry(code)
+        }
+        // Chosen by instruction already.
+        Hook::ContextCopiedIn(_) | Hook::ContextCreatedIn(_) => Placement {
+            offset: 0,
+            single_stepped: false,
+        },
         Hook::ContextReturned | Hook::ContextCreated => placement::return_probe(code),
     }
 }

@@ -28,6 +28,7 @@ pub mod resource;
 pub mod run;
 pub mod signal;
 pub mod source;
+pub mod stack;
 pub mod stats;
 pub mod stream;
 pub mod target;

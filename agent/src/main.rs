@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use otel_ebpf::cli::{self, Command, Options};
 use otel_ebpf::config::ConfigError;
-use otel_ebpf::{launch, run};
+use otel_ebpf::{launch, run, stack};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -20,6 +20,11 @@ fn main() -> ExitCode {
         return failed(&error, code);
     }
     start_log();
+    if let Some(Command::Stack { pid, locals, json }) = options.command {
+        let what = stack::Options { locals, json };
+        return stack::run(pid, what, &mut io::stdout().lock())
+            .unwrap_or_else(|error| failed(&error.into(), 1));
+    }
     run::run(options).unwrap_or_else(|error| {
         let code = if error.is::<ConfigError>() { 2 } else { 1 };
         failed(&error, code)

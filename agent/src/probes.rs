@@ -18,6 +18,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 
 use crate::source::Source;
+use crate::target::placement::result::Holder;
 
 /// The object that `build.rs` made.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/otel-ebpf-bpf"));
@@ -44,12 +45,27 @@ const STEPS: [&str; 4] = [
 const FUNCTION_STEPS: [&str; 3] = ["probe_frames", "probe_recipe", "probe_exception"];
 
 /// Programs on functions, attached when an interpreter is found.
-const FUNCTIONS: [&str; 5] = [
+const FUNCTIONS: [&str; 6] = [
     "context_returned",
     "context_created",
+    "context_explicit",
     "transport_write",
     "variable_reset",
     "exception_raised",
+];
+
+/// Programs on places where a new context is in a register: a copy of the
+/// current one, and any other. On aarch64 the names stand for x0 and x19 to
+/// x25.
+const BIRTHS: [(Holder, &str, &str); 8] = [
+    (Holder::Rax, "copied_in_rax", "created_in_rax"),
+    (Holder::Rbx, "copied_in_rbx", "created_in_rbx"),
+    (Holder::Rbp, "copied_in_rbp", "created_in_rbp"),
+    (Holder::Rdi, "copied_in_rdi", "created_in_rdi"),
+    (Holder::R12, "copied_in_r12", "created_in_r12"),
+    (Holder::R13, "copied_in_r13", "created_in_r13"),
+    (Holder::R14, "copied_in_r14", "created_in_r14"),
+    (Holder::R15, "copied_in_r15", "created_in_r15"),
 ];
 
 /// Why the kernel side could not be set up.
@@ -103,6 +119,13 @@ pub enum Hook {
     ContextReturned,
     /// A function that returns a new `PyContext`, by return probe.
     ContextCreated,
+    /// A place where a new copy of the current `PyContext` is in a register.
+    ContextCopiedIn(Holder),
+    /// A place where another new `PyContext` is in a register.
+    ContextCreatedIn(Holder),
+    /// The entry of a function that copies a `PyContext` it was given, and
+    /// then passes a place of [`Hook::ContextCopiedIn`].
+    ContextExplicit,
     /// `write` or `writelines` of uvloop's transport.
     TransportWrite,
     /// `PyContextVar_Reset`.
@@ -116,11 +139,22 @@ impl Hook {
         match self {
             Self::ContextReturned => "context_returned",
             Self::ContextCreated => "context_created",
+            Self::ContextCopiedIn(holder) => birth(holder).0,
+            Self::ContextCreatedIn(holder) => birth(holder).1,
+            Self::ContextExplicit => "context_explicit",
             Self::TransportWrite => "transport_write",
             Self::VariableReset => "variable_reset",
             Self::Raised => "exception_raised",
         }
     }
+}
+
+/// The programs for a register.
+fn birth(holder: Holder) -> (&'static str, &'static str) {
+    BIRTHS
+        .iter()
+        .find(|(known, ..)| *known == holder)
+        .map_or(("", ""), |&(_, copied, created)| (copied, created))
 }
 
 /// An attached function probe.
@@ -281,7 +315,18 @@ impl Probes {
     /// Detaches the function probes of a process that ended or changed its
     /// image.
     pub fn unhook(&mut self, pid: u32) {
-        for Hooked { hook, link, .. } in self.hooks.remove(&pid).unwrap_or_default() {
+        self.unhook_only(pid, |_| true);
+    }
+
+    /// Detaches those function probes of a process that are of no use now.
+    pub fn unhook_only(&mut self, pid: u32, useless: impl Fn(Hook) -> bool) {
+        let hooks = self.hooks.remove(&pid).unwrap_or_default();
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            hooks.into_iter().partition(|hooked| useless(hooked.hook));
+        if !kept.is_empty() {
+            self.hooks.insert(pid, kept);
+        }
+        for Hooked { hook, link, .. } in gone {
             let program: Result<&mut UProbe, _> = program(&mut self.ebpf, hook.program());
             if let Ok(program) = program
                 && let Err(error) = program.detach(link)
@@ -505,6 +550,9 @@ pub fn program_names() -> Vec<&'static str> {
     names.extend(STEPS);
     names.extend(FUNCTION_STEPS);
     names.extend(FUNCTIONS);
+    for (_, copied, created) in BIRTHS {
+        names.extend([copied, created]);
+    }
     names.sort_unstable();
     names
 }

@@ -2,14 +2,37 @@
 //! to read their objects, and turns what it read into [`Insight`]s.
 //!
 //! `discovery` asks what a process needs ([`Python::prepare`]) and installs
-//! it; `run` hands every walked stack to [`Python::resolve`]. Nothing is ever
-//! written to a process.
+//! it; `run` hands every walked stack to [`Python::resolve`]. What is known of
+//! frameworks is one table (`python/frameworks.rs`), which `python/compile.rs`
+//! turns into recipes for one process. Nothing is ever written to a process.
+
+mod carets;
+mod compile;
+mod exception;
+mod frameworks;
+mod handlers;
+mod message;
+mod modules;
+mod names;
+mod objects;
+mod resolve;
+mod source;
+mod values;
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
-use abi::map::{CodeKey, Recipes};
-use abi::record::Stack;
+use abi::map::{CodeKey, Recipes, target_flag};
+use abi::record::{Stack, moment};
+use pyframes::layout::Layout;
 
+use self::compile::{Compiled, Compiler};
+use self::frameworks::{FRAMEWORKS, Want};
+use self::handlers::Handlers;
+use self::modules::Modules;
+use self::names::Names;
+use self::objects::Objects;
+use self::source::Sources;
 use crate::insight::Insight;
 use crate::remote::Process;
 use crate::stats::counters;
@@ -18,14 +41,33 @@ use crate::target::interpreter::Interpreter;
 counters! {
     /// Counters of `python`.
     pub struct PythonStats {
-        /// Code objects for which recipes were installed.
-        installed => "python.code_objects",
+        /// Recipes that were installed.
+        recipes => "python.recipes",
+        /// Processes whose frameworks were looked for.
+        looks => "python.looks",
         /// Stacks that told something of an exchange.
         insights => "python.insights",
         /// Stacks that told nothing.
         silent => "python.silent_stacks",
+        /// Stacks of processes that are not known (any more).
+        strangers => "python.dropped.unknown_process",
+        /// Values that the kernel side could not reach.
+        unreached => "python.unreached_values",
+        /// Routes that were left out: it cannot be told under which prefix
+        /// their application is mounted.
+        unplaced => "python.dropped.unplaced_routes",
+        /// Views whose code cannot be found: compiled ones, for one.
+        without_code => "python.views_without_code",
+        /// Exceptions whose type or traceback cannot be read any more.
+        exceptions_lost => "python.dropped.exceptions",
     }
 }
+
+/// How long a look is waited for after the last one, unless it is urgent.
+const PAUSE: Duration = Duration::from_millis(250);
+/// A module that is being imported is in `sys.modules` already: when to look
+/// once more after the last import.
+const AFTERWARDS: Duration = Duration::from_secs(1);
 
 /// A stack as the ring has it, with the bytes that follow it.
 #[derive(Clone, Copy, Debug)]
@@ -51,20 +93,51 @@ pub struct Preparation {
     pub group: u32,
     /// [`abi::map::Target::context_variable`].
     pub context_variable: u64,
-    /// Which of [`abi::map::target_flag::STACK_AT_RESPONSE`] and
-    /// [`abi::map::target_flag::STACK_AT_REQUEST`] to set.
+    /// Which of [`target_flag::STACK_AT_RESPONSE`] and
+    /// [`target_flag::STACK_AT_REQUEST`] to set.
     pub flags: u32,
     /// Recipes to remove when the target is told the rest: of a group that
     /// no process has any more.
     pub remove: Vec<CodeKey>,
     /// Lines for the operator.
     pub messages: Vec<String>,
+    /// The server that runs the process, and its version if it tells.
+    pub server: Option<(&'static str, Option<String>)>,
+}
+
+/// What is known of one process.
+#[derive(Debug)]
+struct State {
+    process: Process,
+    layout: Layout,
+    /// `PY_MINOR_VERSION`.
+    minor: u8,
+    /// Address of the main `PyInterpreterState`.
+    main: u64,
+    /// [`abi::map::Target::group`], 0 before the first look.
+    group: u32,
+    compiled: Compiled,
+    context_variable: u64,
+    server: Option<(&'static str, Option<String>)>,
+    /// What `sys.modules` was at the last look.
+    imported: Option<modules::Extent>,
+    looked: Option<Instant>,
+    /// When to look even if nothing was imported.
+    again: Option<Instant>,
+    /// Frameworks that the operator knows do not compile.
+    told: Vec<&'static str>,
+    names: Names,
+    sources: Sources,
+    handlers: Handlers,
 }
 
 /// What is known of the frameworks of every traced process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Python {
-    processes: HashMap<u32, ()>,
+    processes: HashMap<u32, State>,
+    next_group: u32,
+    /// Of every recipe id, less one, the framework and the value.
+    wants: Vec<(usize, &'static Want)>,
     /// What happened, counted.
     pub stats: PythonStats,
 }
@@ -72,32 +145,300 @@ pub struct Python {
 impl Python {
     /// Knows no process yet.
     pub fn new() -> Self {
-        Self::default()
+        let wants = FRAMEWORKS.iter().enumerate();
+        let wants = wants.flat_map(|(idx, framework)| {
+            framework
+                .rows
+                .iter()
+                .flat_map(move |row| row.values.iter().map(move |want| (idx, want)))
+        });
+        Self {
+            processes: HashMap::new(),
+            next_group: 1,
+            wants: wants.collect(),
+            stats: PythonStats::default(),
+        }
     }
 
-    /// Looks for frameworks, at the first time and whenever modules may have
-    /// been imported since; `None` if nothing has changed.
+    /// Looks for frameworks, at the first time and whenever modules were
+    /// imported since; `None` if nothing has changed.
+    ///
+    /// Cheap if nothing was imported. An urgent look does not wait until some
+    /// time has passed since the last one.
     pub fn prepare(
         &mut self,
-        _process: &Process,
-        _interpreter: &Interpreter,
+        process: &Process,
+        interpreter: &Interpreter,
+        now: Instant,
+        urgent: bool,
     ) -> Option<Preparation> {
-        None
+        let pid = process.pid();
+        if !self.processes.contains_key(&pid) {
+            let state = State::new(pid, interpreter)?;
+            self.processes.insert(pid, state);
+        }
+        let state = self.processes.get_mut(&pid)?;
+        let (modules, extent) = state.look(now, urgent)?;
+        self.stats.looks.one();
+        let first = state.group == 0;
+        let mut preparation = Preparation::default();
+        let changed = state.compile(&modules, &mut preparation);
+        state.imported = Some(extent);
+        if !first && !changed {
+            return None;
+        }
+        self.regroup(pid, &mut preparation);
+        let state = self.processes.get(&pid)?;
+        let moments = compile::moments(&state.compiled);
+        preparation.flags = target_flag::STACK_AT_REQUEST;
+        if compile::holds(moments, moment::RESPONSE) {
+            preparation.flags |= target_flag::STACK_AT_RESPONSE;
+        }
+        preparation.raised = compile::holds(moments, moment::RAISED);
+        preparation.reset = state.context_variable != 0 && compile::holds(moments, moment::RESET);
+        if preparation.reset {
+            preparation.context_variable = state.context_variable;
+        }
+        Some(preparation)
     }
 
     /// A child was forked, and runs its parent's code objects.
-    pub fn forked(&mut self, _child: u32, _parent: u32) {}
+    pub fn forked(&mut self, child: u32, parent: u32) {
+        let Some(parent) = self.processes.get(&parent) else {
+            return;
+        };
+        let Ok(process) = Process::open(child) else {
+            return;
+        };
+        let state = State {
+            process,
+            layout: parent.layout,
+            minor: parent.minor,
+            main: parent.main,
+            group: parent.group,
+            compiled: parent.compiled.clone(),
+            context_variable: parent.context_variable,
+            server: parent.server.clone(),
+            imported: parent.imported,
+            looked: None,
+            again: None,
+            told: parent.told.clone(),
+            names: parent.names.clone(),
+            sources: Sources::of(child),
+            handlers: Handlers::default(),
+        };
+        self.processes.insert(child, state);
+    }
 
     /// A process ended, or runs another program now; returns the recipes that
     /// nobody needs any more.
     pub fn forgotten(&mut self, pid: u32) -> Vec<CodeKey> {
-        self.processes.remove(&pid);
-        Vec::new()
+        let Some(state) = self.processes.remove(&pid) else {
+            return Vec::new();
+        };
+        self.unused(state.group, &state.compiled)
     }
 
     /// What a stack tells.
-    pub fn resolve(&mut self, _event: &StackEvent<'_>) -> Option<Insight> {
-        self.stats.silent.one();
-        None
+    pub fn resolve(&mut self, event: &StackEvent<'_>) -> Option<Insight> {
+        let Some(state) = self.processes.get_mut(&event.stack.pid) else {
+            self.stats.strangers.one();
+            return None;
+        };
+        let insight = resolve::insight(state, &self.wants, &self.stats, event);
+        match &insight {
+            Some(_) => self.stats.insights.one(),
+            None => self.stats.silent.one(),
+        }
+        insight
+    }
+
+    /// Gives a process whose recipes changed a group that nobody shares: its
+    /// relatives may have something else at the addresses of what is new.
+    fn regroup(&mut self, pid: u32, preparation: &mut Preparation) {
+        let Some(state) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let before = state.group;
+        let compiled = state.compiled.clone();
+        state.group = self.next_group;
+        preparation.group = self.next_group;
+        self.next_group = self.next_group.wrapping_add(1).max(1);
+        preparation.install = compiled
+            .iter()
+            .map(|(&code, &recipes)| (key(preparation.group, code), recipes))
+            .collect();
+        let recipes: u32 = compiled.values().map(|recipes| recipes.count).sum();
+        self.stats.recipes.add(recipes.into());
+        preparation.remove = self.unused(before, &compiled);
+    }
+
+    /// The keys of a group, if no process has it.
+    fn unused(&self, group: u32, compiled: &Compiled) -> Vec<CodeKey> {
+        if group == 0 || self.processes.values().any(|state| state.group == group) {
+            return Vec::new();
+        }
+        compiled.keys().map(|&code| key(group, code)).collect()
+    }
+}
+
+impl Default for Python {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn new(pid: u32, interpreter: &Interpreter) -> Option<Self> {
+        Some(Self {
+            process: Process::open(pid).ok()?,
+            layout: interpreter.layout,
+            minor: interpreter.version.minor,
+            main: interpreter.main,
+            group: 0,
+            compiled: Compiled::new(),
+            context_variable: 0,
+            server: None,
+            imported: None,
+            looked: None,
+            again: None,
+            told: Vec::new(),
+            names: Names::default(),
+            sources: Sources::of(pid),
+            handlers: Handlers::default(),
+        })
+    }
+
+    /// The modules, if they are worth a look now.
+    fn look(&mut self, now: Instant, urgent: bool) -> Option<(Modules, modules::Extent)> {
+        let due = self.looked.is_none_or(|looked| now >= looked + PAUSE);
+        if !urgent && !due {
+            return None;
+        }
+        let objects = Objects {
+            memory: &self.process,
+            layout: &self.layout,
+        };
+        let extent = modules::extent(objects, self.main).ok()?;
+        let changed = self.imported != Some(extent);
+        let again = self.again.is_some_and(|again| now >= again);
+        if !urgent && !changed && !again {
+            return None;
+        }
+        let modules = modules::read(objects, self.main).ok()?;
+        self.again = changed.then_some(now + AFTERWARDS);
+        self.looked = Some(now);
+        Some((modules, extent))
+    }
+
+    /// Compiles the rows of what was imported; whether anything is new.
+    fn compile(&mut self, modules: &Modules, preparation: &mut Preparation) -> bool {
+        let objects = Objects {
+            memory: &self.process,
+            layout: &self.layout,
+        };
+        self.names.imported(objects, modules);
+        self.handlers.clear();
+        let mut compiled = Compiled::new();
+        let mut context_variable = 0;
+        let mut compiler = Compiler::new(objects, modules);
+        let mut first_id = 1;
+        for framework in FRAMEWORKS {
+            let id = first_id;
+            first_id += framework
+                .rows
+                .iter()
+                .map(|row| row.values.len() as u32)
+                .sum::<u32>();
+            if !modules.contains_key(framework.module) {
+                continue;
+            }
+            let outcome = compiler.framework(framework, id, &mut compiled);
+            let (module, variable) = framework.context_variable.unzip();
+            if let (Some(module), Some(variable)) = (module, variable)
+                && let Some(module) = modules.get(module)
+            {
+                context_variable = objects
+                    .module_attribute(*module, variable)
+                    .unwrap_or(context_variable);
+            }
+            let version = modules::version(objects, modules, framework.name);
+            tracing::debug!(
+                pid = self.process.pid(),
+                framework = framework.name,
+                version,
+                compiled = outcome.compiled,
+                missing = outcome.missing,
+                "looked at a framework"
+            );
+            // While it is imported nothing of it may be there yet.
+            let settled = self.again.is_none();
+            if outcome.compiled == 0 && settled && !self.told.contains(&framework.name) {
+                self.told.push(framework.name);
+                let version = version.map_or_else(String::new, |version| format!(" {version}"));
+                preparation.messages.push(format!(
+                    "{}: {}{version} is built otherwise than known: no routes of it",
+                    self.process.pid(),
+                    framework.name
+                ));
+            }
+        }
+        preparation.server = modules::server(objects, modules);
+        let changed = compiled != self.compiled
+            || preparation.server != self.server
+            || context_variable != self.context_variable
+            || !preparation.messages.is_empty();
+        self.compiled = compiled;
+        self.server.clone_from(&preparation.server);
+        self.context_variable = context_variable;
+        changed
+    }
+}
+
+fn key(group: u32, code: u64) -> CodeKey {
+    CodeKey {
+        code,
+        group,
+        pad: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dev() {
+        let Ok(pid) = std::env::var("DEV_PID") else {
+            return;
+        };
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .init();
+        let process = Process::open(pid.parse().expect("number")).expect("open");
+        let interpreter = Interpreter::find(&process).expect("python");
+        let mut python = Python::new();
+        let start = Instant::now();
+        let prepared = python
+            .prepare(&process, &interpreter, Instant::now(), true)
+            .expect("prepared");
+        println!("{:?}", start.elapsed());
+        println!(
+            "{} {:?} {:?}",
+            prepared.install.len(),
+            prepared.server,
+            prepared.messages
+        );
+        let objects = Objects {
+            memory: &process,
+            layout: &interpreter.layout,
+        };
+        for (key, recipes) in &prepared.install {
+            let state = python.processes.get_mut(&process.pid()).expect("state");
+            let (_, known) = state.names.code(objects, key.code).expect("code");
+            println!("{} x{}", known.location.function, recipes.count);
+        }
     }
 }

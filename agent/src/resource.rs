@@ -77,8 +77,13 @@ impl Resource {
             name,
             version,
             description,
+            server,
         }) = runtime
         {
+            if let Some((name, version)) = server {
+                add("webengine.name", Some((*name).to_owned()));
+                add("webengine.version", version.clone());
+            }
             add("process.runtime.name", Some(name.clone()));
             add("process.runtime.version", Some(version.clone()));
             add("process.runtime.description", description.clone());
@@ -129,6 +134,9 @@ pub struct Runtime {
     pub version: String,
     /// `sys.version`, where it is known.
     pub description: Option<String>,
+    /// The server that runs the application (`webengine.*`): name and, where
+    /// it is known, version.
+    pub server: Option<(&'static str, Option<String>)>,
 }
 
 /// What is the same for every process of this machine.
@@ -372,6 +380,7 @@ mod tests {
             name: "cpython".into(),
             version: "3.12.3".into(),
             description: None,
+            server: Some(("gunicorn", Some("27.0.1".into()))),
         };
         Resource::new(&process(), settings, "derived", Some(&runtime), &host())
     }
@@ -381,6 +390,8 @@ mod tests {
         let resource = resource(&TargetSettings::default());
         for (key, expected) in [
             ("service.name", "derived"),
+            ("webengine.name", "gunicorn"),
+            ("webengine.version", "27.0.1"),
             ("telemetry.sdk.name", "otel-ebpf"),
             ("telemetry.sdk.language", "python"),
             ("telemetry.sdk.version", VERSION),

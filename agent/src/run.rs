@@ -15,7 +15,7 @@ use abi::record::{Process, kind};
 use anyhow::Context as _;
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
-use rustix::event::epoll::Event;
+
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
@@ -30,7 +30,7 @@ use crate::launch::Launched;
 use crate::probes::{ProbeSettings, Probes};
 use crate::protocol::Role;
 use crate::recording::Recorder;
-use crate::source::Source;
+use crate::source::{Event, Source};
 use crate::stats::{ExportStats, counters};
 use crate::stream::Progress;
 use crate::target::interpreter::Interpreter;
@@ -98,7 +98,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     let mut agent = Agent {
         probes,
         pipeline: Pipeline::new(source, processor.sender(), recorder)?,
-        discovery: Discovery::new(),
+        discovery: Discovery::new(!options.no_frames),
         stats: RunStats::default(),
         export_stats: Arc::clone(&stats),
         show_stats: options.stats,
@@ -140,6 +140,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         agent: [
             run_stats.values(),
             discovery.stats.values(),
+            discovery.python.stats.values(),
             pipeline.tracer.streams.stats.values(),
             pipeline.tracer.assembler.stats.values(),
             stats.values(),
@@ -281,6 +282,7 @@ impl Agent {
             agent: [
                 self.stats.values(),
                 self.discovery.stats.values(),
+                self.discovery.python.stats.values(),
                 self.pipeline.tracer.streams.stats.values(),
                 self.pipeline.tracer.assembler.stats.values(),
                 self.export_stats.values(),
@@ -382,7 +384,7 @@ impl Pipeline {
             tv_sec: 0,
             tv_nsec: time.subsec_nanos().into(),
         };
-        let mut ready = [const { MaybeUninit::<Event>::uninit() }; 1];
+        let mut ready = [const { MaybeUninit::<epoll::Event>::uninit() }; 1];
         match epoll::wait(&self.waiting, &mut ready, Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
@@ -402,6 +404,15 @@ impl Pipeline {
                 ..
             } = self;
             taken += source.drain(BATCH - taken, |event| {
+                if let Event::Stack(stack) = &event {
+                    if let Some(insight) = processes.discovery.python.resolve(stack) {
+                        if let Some(recorder) = recorder {
+                            recorder.insight(&insight);
+                        }
+                        tracer.insight(insight);
+                    }
+                    return ControlFlow::Continue(());
+                }
                 if let Some(recorder) = recorder {
                     recorder.event(&event);
                 }

@@ -1,6 +1,7 @@
 //! One traced process, as seen from outside: what it is, which interpreter it
 //! runs and which connections it already has.
 
+pub mod births;
 pub mod elf;
 pub mod interpreter;
 pub mod placement;

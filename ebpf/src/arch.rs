@@ -36,6 +36,8 @@ mod imp {
         pub(crate) const EPOLL_PWAIT2: i64 = 441;
     }
 
+    use aya_ebpf::programs::ProbeContext;
+
     use crate::kernel;
 
     /// The number.
@@ -50,6 +52,24 @@ mod imp {
         // From r10 to rdi.
         let words: [u64; 8] = kernel::read(regs, 56)?;
         Some([words[7], words[6], words[5], words[0]])
+    }
+
+    /// What register number `N` of those that a probe inside a function can
+    /// read a result from holds: rax, rbx, rbp, rdi, r12 to r15.
+    #[inline(always)]
+    pub(crate) fn holder<const N: u8>(ctx: &ProbeContext) -> u64 {
+        // SAFETY: the kernel hands a probe the registers of its hit.
+        let regs = unsafe { &*ctx.regs };
+        match N {
+            0 => regs.rax,
+            1 => regs.rbx,
+            2 => regs.rbp,
+            3 => regs.rdi,
+            4 => regs.r12,
+            5 => regs.r13,
+            6 => regs.r14,
+            _ => regs.r15,
+        }
     }
 }
 
@@ -92,6 +112,8 @@ mod imp {
         pub(crate) const EPOLL_PWAIT2: i64 = 441;
     }
 
+    use aya_ebpf::programs::ProbeContext;
+
     use crate::kernel;
 
     /// The number.
@@ -107,6 +129,17 @@ mod imp {
         let original_x0: u64 = kernel::read(regs, 272)?;
         Some([original_x0, second, third, fourth])
     }
+
+    /// As on x86_64: x0, then x19 to x25, which calls preserve.
+    #[inline(always)]
+    pub(crate) fn holder<const N: u8>(ctx: &ProbeContext) -> u64 {
+        // SAFETY: the kernel hands a probe the registers of its hit.
+        let regs = unsafe { &*ctx.regs };
+        match N {
+            0 => regs.regs[0],
+            _ => regs.regs[18 + N as usize],
+        }
+    }
 }
 
-pub(crate) use imp::{args, nr, number};
+pub(crate) use imp::{args, holder, nr, number};

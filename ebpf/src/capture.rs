@@ -68,8 +68,8 @@ static REQUEST_BUDGET: u32 = 16 * 1024;
 static RESPONSE_BUDGET: u32 = 4 * 1024;
 
 /// Elements of an I/O vector that are looked at; the rest is counted. Each is
-/// a tail call, of which the kernel allows 33 (`MAX_TAIL_CALL_CNT`).
-const MAX_ELEMENTS: u64 = 16;
+/// a tail call, of which the kernel allows 32, and a walk takes most.
+const MAX_ELEMENTS: u64 = 8;
 /// Payload sizes for which a record is reserved; powers of two, so that a
 /// mask can prove the bound.
 const SMALL: u32 = 256;

@@ -213,6 +213,18 @@ pub(crate) fn sender(
     }
 }
 
+/// The current thread has entered a function that copies a context it was
+/// given, and then passes the place where copies of the current one are seen.
+#[inline(always)]
+pub(crate) fn explicit() {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    if processes::target((pid_tgid >> 32) as u32).is_some()
+        && let Some(thread) = threads::entry(pid_tgid)
+    {
+        thread.flags |= thread_flag::EXPLICIT;
+    }
+}
+
 /// `PyContext_CopyCurrent` is about to return `child`, made from the current
 /// context.
 #[inline(always)]
@@ -231,6 +243,10 @@ pub(crate) fn copied(child: u64) {
         set_owner(pid, target, child, NOBODY, false);
         return;
     };
+    if thread.flags & thread_flag::EXPLICIT != 0 {
+        thread.flags &= !thread_flag::EXPLICIT;
+        return created(child);
+    }
     let finding = current_owner(pid, target, thread, place(target, thread));
     let finding = after_read(target, thread, finding);
     let finding = match finding.rule {

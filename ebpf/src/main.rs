@@ -116,6 +116,43 @@ pub(crate) fn context_created(ctx: RetProbeContext) -> u32 {
     0
 }
 
+/// The entry of a function that makes an explicit copy of a context in the
+/// same place as `PyContext_CopyCurrent` its own.
+#[uprobe]
+pub(crate) fn context_explicit(_: ProbeContext) -> u32 {
+    contexts::explicit();
+    0
+}
+
+/// Programs on a place inside a function where a new context is in a register,
+/// one for each register: a copy of the current context, and any other.
+macro_rules! births {
+    ($($copied:ident $created:ident $number:literal)*) => {$(
+        #[uprobe]
+        pub(crate) fn $copied(ctx: ProbeContext) -> u32 {
+            contexts::copied(arch::holder::<$number>(&ctx));
+            0
+        }
+
+        #[uprobe]
+        pub(crate) fn $created(ctx: ProbeContext) -> u32 {
+            contexts::created(arch::holder::<$number>(&ctx));
+            0
+        }
+    )*};
+}
+
+births! {
+    copied_in_rax created_in_rax 0
+    copied_in_rbx created_in_rbx 1
+    copied_in_rbp created_in_rbp 2
+    copied_in_rdi created_in_rdi 3
+    copied_in_r12 created_in_r12 4
+    copied_in_r13 created_in_r13 5
+    copied_in_r14 created_in_r14 6
+    copied_in_r15 created_in_r15 7
+}
+
 /// `write` and `writelines` of uvloop's `UVStream`: the transport is the
 /// first argument.
 #[uprobe]

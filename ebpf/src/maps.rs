@@ -219,7 +219,7 @@ pub(crate) struct Raised {
 }
 
 /// Frames whose code has recipes that a walk notes.
-pub(crate) const MAX_HITS: usize = 8;
+pub(crate) const MAX_HITS: usize = 16;
 /// Bytes of a record behind its beginning, at most, and less than a power of
 /// two: 64 frames and 6 KiB of values.
 pub(crate) const BODY_BYTES: usize = 8192;
@@ -258,6 +258,9 @@ pub(crate) mod thread_flag {
     pub(crate) const WAITED: u32 = 8;
     /// A context took `read` over, and there was no wait or read since.
     pub(crate) const TAKEN: u32 = 16;
+    /// It is inside a function that copies a context it was given, not the
+    /// current one.
+    pub(crate) const EXPLICIT: u32 = 32;
 }
 
 /// Key of [`CONTEXTS`].

@@ -29,6 +29,7 @@ use crate::{capture, contexts, emit, processes, threads};
 const MAX_FRAMES: u32 = 64;
 /// Frames that one program reads.
 const FRAMES_PER_RUN: u32 = 40;
+
 /// A kind of program that walks.
 pub(crate) trait Chain: EbpfContext {
     /// Its [`WALK`] entry.
@@ -56,7 +57,7 @@ impl Chain for RawTracePointContext {
     const SCRATCH: u32 = chain::SYSCALL;
 
     /// The elements of the transfer come after them.
-    const MAX_VALUES: u32 = 11;
+    const MAX_VALUES: u32 = 19;
 
     /// Nothing interrupts these programs for another thread.
     #[inline(always)]

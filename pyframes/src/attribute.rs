@@ -129,7 +129,7 @@ pub fn qualified_type_name<'b, M: Memory>(
     buffer: &'b mut [u8],
 ) -> Result<Text<'b>, Error> {
     object::check_instance(memory, layout, address, flag::TYPE_SUBCLASS)?;
-    if !has_flag(memory, layout, address, HEAPTYPE)? {
+    if !has_flag(memory, layout, address, flag::HEAPTYPE)? {
         return object::type_name(memory, layout, address, buffer);
     }
     let mut name = text::Cut::new(buffer);
@@ -148,6 +148,22 @@ pub fn qualified_type_name<'b, M: Memory>(
     let mut name = name.finish()?;
     name.truncated |= cut;
     Ok(name)
+}
+
+/// `__qualname__` of the function at `address`, a `str`, or `None` if the
+/// object is no function.
+pub fn function_qualname<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+) -> Result<Option<u64>, Error> {
+    let class = object::type_of(memory, layout, address)?;
+    let name = memory.pointer(field(class, layout.type_object.tp_name))?;
+    if !text::c_string_equals(memory, name, "function")? {
+        return Ok(None);
+    }
+    let qualname = field(address, layout.function.func_qualname);
+    memory.pointer(qualname).map(Some)
 }
 
 /// The form that 3.11 introduced, by version: see
@@ -260,8 +276,6 @@ fn non_null(address: u64) -> Result<Option<u64>, Error> {
 const INLINE_VALUES: u64 = 1 << 2;
 /// `Py_TPFLAGS_MANAGED_DICT`, since 3.11.
 const MANAGED_DICT: u64 = 1 << 4;
-/// `Py_TPFLAGS_HEAPTYPE`.
-const HEAPTYPE: u64 = 1 << 9;
 
 /// Bytes from the end of a `PyMemberDescrObject`'s header to `d_member`: past
 /// `d_type`, `d_name` and `d_qualname`.
@@ -278,3 +292,191 @@ const MAX_CLASSES: u64 = 256;
 
 /// Bytes of a module's or class's name that are read.
 const MAX_NAME: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Fake, for_each_layout};
+
+    /// An instance with the attributes `a` and `b` in each form that its
+    /// version has.
+    fn each_form(layout: &Layout, fake: &mut Fake, check: impl Fn(&mut Fake, u64)) {
+        let at = &layout.type_object;
+        let class = fake.heap_class(layout, "Plain", &[], &[]);
+        let namespace = fake.dict(layout, &[("a", 11), ("b", 12)]);
+
+        // A dictionary whose place the type tells.
+        let instance = fake.instance(class, layout);
+        fake.put_u64(field(class, at.tp_dictoffset), 48);
+        fake.put_u64(instance + 48, namespace);
+        check(fake, instance);
+
+        // The same, counted from the end: three items of four bytes after 48.
+        let instance = fake.instance(class, layout);
+        fake.put_u64(field(class, at.tp_basicsize), 48);
+        fake.put_u64(field(class, at.tp_itemsize), 4);
+        fake.put_u64(field(class, at.tp_dictoffset), (-8_i64).cast_unsigned());
+        fake.put_u64(field(instance, layout.object.ob_size), 3);
+        fake.put_u64(instance + 48 + 16 - 8, namespace);
+        check(fake, instance);
+        if layout.object.ob_size == 16 && layout.long.lv_tag == ABSENT {
+            // As a negative `int` has it.
+            fake.put_u64(instance + 16, (-3_i64).cast_unsigned());
+            check(fake, instance);
+        }
+
+        if layout.instance.managed_dict == ABSENT {
+            return;
+        }
+        // A dictionary before the instance.
+        let flags = flag::HEAPTYPE | MANAGED_DICT;
+        fake.put_u64(field(class, at.tp_flags), flags);
+        let instance = fake.instance(class, layout);
+        let before = instance - u64::from(layout.instance.managed_dict);
+        fake.put_u64(before, namespace);
+        check(fake, instance);
+
+        // Values whose names the type has.
+        let split = fake.split_dict(layout, &[("a", 11), ("b", 12)]);
+        let word = |fake: &Fake, at| fake.u64(at).expect("mapped");
+        let keys = word(fake, field(split, layout.dict.ma_keys));
+        let values = word(fake, field(split, layout.dict.ma_values));
+        fake.put_u64(field(class, layout.heap_type.ht_cached_keys), keys);
+        let instance = fake.instance(class, layout);
+        let before = instance - u64::from(layout.instance.managed_dict);
+        if layout.instance.values != ABSENT {
+            fake.put_u64(instance - u64::from(layout.instance.values), values);
+        } else if layout.instance.tagged != 0 {
+            fake.put_u64(before, values - 1);
+        } else {
+            fake.put_u64(field(class, at.tp_flags), flags | INLINE_VALUES);
+            fake.put_u64(field(class, at.tp_basicsize), 48);
+            for offset in (0..40).step_by(8) {
+                fake.put_u64(instance + 48 + offset, word(fake, values + offset));
+            }
+        }
+        check(fake, instance);
+
+        if layout.instance.inline_values != 0 {
+            // No longer valid: the dictionary counts.
+            fake.put_u8(field(instance + 48, layout.dict_values.valid), 0);
+            fake.put_u64(before, namespace);
+            check(fake, instance);
+        }
+    }
+
+    #[test]
+    fn finds_attributes_of_instances_in_every_form() {
+        for_each_layout(|layout, fake| {
+            each_form(layout, fake, |fake, instance| {
+                assert_eq!(attribute(fake, layout, instance, "a"), Ok(Some(11)));
+                assert_eq!(attribute(fake, layout, instance, "b"), Ok(Some(12)));
+                assert_eq!(attribute(fake, layout, instance, "c"), Ok(None));
+            });
+        });
+    }
+
+    #[test]
+    fn an_instance_without_attributes_has_none() {
+        for_each_layout(|layout, fake| {
+            let class = fake.heap_class(layout, "Plain", &[], &[]);
+            for flags in [flag::HEAPTYPE, flag::HEAPTYPE | MANAGED_DICT] {
+                fake.put_u64(field(class, layout.type_object.tp_flags), flags);
+                let instance = fake.instance(class, layout);
+                assert_eq!(instance_attribute(fake, layout, instance, "a"), Ok(None));
+            }
+        });
+    }
+
+    #[test]
+    fn finds_attributes_of_classes_in_the_order_of_the_mro() {
+        for_each_layout(|layout, fake| {
+            let text = fake.string(layout, "text");
+            let other = fake.string(layout, "other");
+            let items = [("a", text), ("b", text)];
+            let base = fake.heap_class(layout, "Base", &items, &[]);
+            let class = fake.heap_class(layout, "Derived", &[("a", other)], &[base]);
+            let instance = fake.instance(class, layout);
+            for object in [instance, class] {
+                assert_eq!(attribute(fake, layout, object, "a"), Ok(Some(other)));
+                assert_eq!(attribute(fake, layout, object, "b"), Ok(Some(text)));
+                assert_eq!(attribute(fake, layout, object, "c"), Ok(None));
+            }
+        });
+    }
+
+    #[test]
+    fn reads_slots_through_their_descriptors() {
+        for_each_layout(|layout, fake| {
+            let member = fake.put(&[0; 40]);
+            let descriptor_type = fake.class(layout, "member_descriptor", 0);
+            let descriptor = fake.instance(descriptor_type, layout);
+            let d_member = field(descriptor, layout.object.size) + D_MEMBER;
+            fake.put_u64(d_member, member);
+            let class = fake.heap_class(layout, "Slotted", &[("left", descriptor)], &[]);
+            let instance = fake.instance(class, layout);
+            fake.put_u64(instance + 48, 77);
+            fake.put_u64(member + MEMBER_OFFSET, 48);
+            for (kind, found) in [(T_OBJECT_EX, 77), (T_OBJECT, 77), (1, descriptor)] {
+                fake.put_u64(member + MEMBER_TYPE, u64::from(kind));
+                let attribute = attribute(fake, layout, instance, "left");
+                assert_eq!(attribute, Ok(Some(found)));
+            }
+            fake.put_u64(member + MEMBER_TYPE, u64::from(T_OBJECT_EX));
+            fake.put_u64(instance + 48, 0);
+            assert_eq!(attribute(fake, layout, instance, "left"), Ok(None));
+            let found = class_attribute(fake, layout, class, "left");
+            assert_eq!(found, Ok(Some(descriptor)));
+        });
+    }
+
+    #[test]
+    fn names_types_with_their_module() {
+        for_each_layout(|layout, fake| {
+            let module = fake.string(layout, "shop.views");
+            let builtins = fake.string(layout, "builtins");
+            let class = |fake: &mut Fake, items: &[(&str, u64)]| {
+                fake.heap_class(layout, "Outer.Inner", items, &[])
+            };
+            let odd = class(fake, &[]);
+            for (address, expected) in [
+                (
+                    class(fake, &[("__module__", module)]),
+                    "shop.views.Outer.Inner",
+                ),
+                (class(fake, &[("__module__", builtins)]), "Outer.Inner"),
+                (class(fake, &[("__module__", odd)]), "Outer.Inner"),
+                (class(fake, &[]), "Outer.Inner"),
+                (
+                    fake.class(layout, "datetime.datetime", 0),
+                    "datetime.datetime",
+                ),
+            ] {
+                let mut buffer = [0; 64];
+                let name = qualified_type_name(fake, layout, address, &mut buffer);
+                assert_eq!(name.map(|name| name.text), Ok(expected));
+                let mut buffer = [0; 5];
+                let name = qualified_type_name(fake, layout, address, &mut buffer);
+                let cut = name.map(|name| (name.text, name.truncated));
+                assert_eq!(cut, Ok((&expected[..5], true)));
+            }
+            let name = qualified_type_name(fake, layout, module, &mut []);
+            assert_eq!(name, Err(Error::WrongType));
+        });
+    }
+
+    #[test]
+    fn garbage_never_panics() {
+        for_each_layout(|layout, fake| {
+            each_form(layout, fake, |fake, instance| {
+                let class = object::type_of(fake, layout, instance).expect("a type");
+                for address in [instance, class, class + 512] {
+                    fake.each_corruption(address, |fake| {
+                        let _ = attribute(fake, layout, instance, "b");
+                        let _ = qualified_type_name(fake, layout, class, &mut [0; 64]);
+                    });
+                }
+            });
+        });
+    }
+}

@@ -7,7 +7,7 @@ use crate::layout::{ABSENT, Layout};
 use crate::object;
 use crate::sequence::{Bytes, Sequence};
 use crate::text::{c_string_equals, str_equals};
-use crate::{Error, Memory, field, u64_in};
+use crate::{Error, Memory, field, frame, u64_in};
 
 /// Bits of [`Code::flags`] (`CO_*` of CPython's `code.h`, all versions).
 pub mod flag {
@@ -94,9 +94,27 @@ pub struct Variable {
 
 /// Whether the object at `address` is a code object.
 pub fn is_code<M: Memory>(memory: &M, layout: &Layout, address: u64) -> Result<bool, Error> {
+    is_named(memory, layout, address, "code")
+}
+
+/// Whether the object at `address` is a cell.
+pub fn is_cell<M: Memory>(memory: &M, layout: &Layout, address: u64) -> Result<bool, Error> {
+    is_named(memory, layout, address, "cell")
+}
+
+/// Whether the object at `address` is of the interpreter's type called `name`.
+fn is_named<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+    name: &str,
+) -> Result<bool, Error> {
     let type_address = object::type_of(memory, layout, address)?;
-    let name = memory.pointer(field(type_address, layout.type_object.tp_name))?;
-    c_string_equals(memory, name, "code")
+    if !object::is_static(memory, layout, type_address)? {
+        return Ok(false);
+    }
+    let tp_name = memory.pointer(field(type_address, layout.type_object.tp_name))?;
+    c_string_equals(memory, tp_name, name)
 }
 
 impl Code {
@@ -222,6 +240,26 @@ impl Code {
     }
 }
 
+impl Variable {
+    /// The object that the variable is bound to in the frame at `frame` (as
+    /// [`frame::Frame::address`] has it), or `None` if it is not bound.
+    pub fn value<M: Memory>(
+        &self,
+        memory: &M,
+        layout: &Layout,
+        frame: u64,
+    ) -> Result<Option<u64>, Error> {
+        let value = frame::local(memory, layout, frame, self.slot)?;
+        match value {
+            Some(cell) if self.kind != Kind::Local && is_cell(memory, layout, cell)? => {
+                let content = memory.u64(field(cell, layout.cell.ob_ref))?;
+                Ok((content != 0).then_some(content))
+            }
+            _ => Ok(value),
+        }
+    }
+}
+
 /// The variables of a code object; ends after an error.
 #[derive(Debug)]
 pub struct Variables<'m, M> {
@@ -292,3 +330,124 @@ const MAX_VARIABLES: u64 = 1 << 12;
 
 /// At least `co_linetable` and eight bytes of every layout.
 const MAX_HEAD: usize = 192;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::for_each_layout;
+    use crate::fake::objects::CodeParts;
+    use std::vec::Vec;
+
+    const PARTS: CodeParts<'_> = CodeParts {
+        variables: [&["self", "item"], &["shared"], &["outer"]],
+        ..CodeParts::EMPTY
+    };
+
+    #[test]
+    fn lists_variables_with_slot_and_kind() {
+        for_each_layout(|layout, fake| {
+            let address = fake.code(layout, PARTS);
+            let code = Code::read(fake, layout, address).expect("reads");
+            assert_eq!((code.address, code.firstlineno), (address, 10));
+            assert_eq!(code.qualname.is_some(), layout.code.co_qualname != ABSENT);
+            let expected = [
+                ("self", Kind::Local),
+                ("item", Kind::Local),
+                ("shared", Kind::Cell),
+                ("outer", Kind::Free),
+            ];
+            let variables = code.variables(fake, layout).expect("opens");
+            assert_eq!(variables.count(), expected.len());
+            for (slot, (name, kind)) in (0..).zip(expected) {
+                let found = code.variable(fake, layout, name);
+                let found = found.map(|found| found.map(|it| (it.slot, it.kind)));
+                assert_eq!(found, Ok(Some((slot, kind))));
+            }
+            assert_eq!(code.variable(fake, layout, "missing"), Ok(None));
+        });
+    }
+
+    #[test]
+    fn a_shared_parameter_is_found_in_its_cell() {
+        for_each_layout(|layout, fake| {
+            if layout.code.co_localsplusnames != ABSENT {
+                return;
+            }
+            let variables: [&[&str]; 3] = [&["a", "b"], &["a"], &[]];
+            let parts = CodeParts { variables, ..PARTS };
+            let address = fake.code(layout, parts);
+            let code = Code::read(fake, layout, address).expect("reads");
+            let found = code
+                .variable(fake, layout, "a")
+                .expect("reads")
+                .expect("is there");
+            assert_eq!((found.slot, found.kind), (2, Kind::Cell));
+        });
+    }
+
+    #[test]
+    fn looks_into_cells_and_tells_what_is_not_bound() {
+        for_each_layout(|layout, fake| {
+            let address = fake.code(layout, PARTS);
+            let (_, frame) = fake.frame_object(layout, address);
+            let slots = field(frame, layout.frame.localsplus);
+            let value = fake.string(layout, "value");
+            let (full, empty) = (fake.cell(layout, value), fake.cell(layout, 0));
+            fake.put_u64(slots, full);
+            fake.put_u64(slots + 16, full);
+            fake.put_u64(slots + 24, empty);
+            let code = Code::read(fake, layout, address).expect("reads");
+            let values = |fake: &crate::fake::Fake| -> Vec<_> {
+                let variables = code.variables(fake, layout).expect("opens");
+                variables
+                    .map(|it| it.and_then(|it| it.value(fake, layout, frame)))
+                    .collect()
+            };
+            // A local variable may be bound to a cell as to anything else.
+            let expected = [Ok(Some(full)), Ok(None), Ok(Some(value)), Ok(None)];
+            assert_eq!(values(fake), expected);
+            // A parameter that has not been put into its cell yet.
+            fake.put_u64(slots + 16, value);
+            assert_eq!(values(fake), expected);
+        });
+    }
+
+    #[test]
+    fn refuses_what_is_no_code_object() {
+        for_each_layout(|layout, fake| {
+            let text = fake.string(layout, "text");
+            assert_eq!(Code::read(fake, layout, text), Err(Error::WrongType));
+            let class = fake.heap_class(layout, "code", &[], &[]);
+            let instance = fake.instance(class, layout);
+            assert_eq!(Code::read(fake, layout, instance), Err(Error::WrongType));
+            assert_eq!(is_code(fake, layout, 8), Err(Error::Unreadable));
+        });
+    }
+
+    #[test]
+    fn refuses_names_and_kinds_that_differ_in_number() {
+        for_each_layout(|layout, fake| {
+            if layout.code.co_localsplusnames == ABSENT {
+                return;
+            }
+            let address = fake.code(layout, PARTS);
+            let kinds = fake.bytes(layout, &[0x20; 3]);
+            fake.put_u64(field(address, layout.code.co_localspluskinds), kinds);
+            let code = Code::read(fake, layout, address).expect("reads");
+            let variables = code.variables(fake, layout);
+            assert_eq!(variables.map(drop), Err(Error::Malformed));
+        });
+    }
+
+    #[test]
+    fn garbage_never_panics() {
+        for_each_layout(|layout, fake| {
+            let address = fake.code(layout, PARTS);
+            fake.each_corruption(address + 256, |fake| {
+                if let Ok(code) = Code::read(fake, layout, address) {
+                    let _ = code.variable(fake, layout, "outer");
+                }
+            });
+        });
+    }
+}

@@ -18,6 +18,18 @@ pub struct Dict {
     form: Form,
     /// The values of a split table.
     values: Option<u64>,
+    order: Option<Order>,
+}
+
+/// In which order the values of a split table were inserted (since 3.11; before,
+/// a table is split only as long as that is the order of the keys).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Order {
+    /// Address of the index of the first one, a byte.
+    first: u64,
+    /// Distance to the next one's: 1 or -1.
+    step: i64,
+    len: u32,
 }
 
 /// A key and its value; both are addresses of objects.
@@ -46,6 +58,10 @@ impl Dict {
         keys: u64,
         values: Option<u64>,
     ) -> Result<Self, Error> {
+        let order = match values {
+            Some(values) => Order::read(memory, layout, values)?,
+            None => None,
+        };
         let values = values.map(|values| field(values, layout.dict_values.values));
         let at = &layout.dict_keys;
         let n_entries = memory.u64(field(keys, at.dk_nentries))?;
@@ -64,19 +80,19 @@ impl Dict {
             };
             (1 << log2_bytes, form)
         };
-        if n_entries > MAX_ENTRIES {
-            return Err(Error::TooLong);
-        }
+        let n_entries = u32::try_from(n_entries).map_err(|_| Error::TooLong)?;
         let entries = field(keys, at.dk_indices).wrapping_add(index_bytes);
         Ok(Self {
             entries,
-            n_entries: n_entries as u32,
+            n_entries,
             form,
             values,
+            order,
         })
     }
 
-    /// The entries in insertion order, without the deleted ones.
+    /// The entries in insertion order, without the deleted ones. A table of
+    /// more than 65,536 is too long.
     pub fn entries<'m, M: Memory>(&self, memory: &'m M) -> Entries<'m, M> {
         Entries {
             memory,
@@ -98,7 +114,11 @@ impl Dict {
         layout: &Layout,
         name: &str,
     ) -> Result<Option<u64>, Error> {
-        for entry in self.entries(memory) {
+        let by_key = Self {
+            order: None,
+            ..*self
+        };
+        for entry in by_key.entries(memory) {
             let entry = entry?;
             if str_equals(memory, layout, entry.key, name) == Ok(true) {
                 return Ok(Some(entry.value));
@@ -122,8 +142,19 @@ pub struct Entries<'m, M> {
 impl<M: Memory> Entries<'_, M> {
     /// The next entry as it stands in the table.
     fn raw(&mut self) -> Result<Option<Entry>, Error> {
-        if self.next_idx >= self.dict.n_entries {
+        if self.next_idx
+            >= self
+                .dict
+                .order
+                .map_or(self.dict.n_entries, |order| order.len)
+        {
             return Ok(None);
+        }
+        if self.next_idx >= MAX_ENTRIES {
+            return Err(Error::TooLong);
+        }
+        if let (Some(values), Some(order)) = (self.dict.values, self.dict.order) {
+            return self.inserted(values, order).map(Some);
         }
         let Form { size, key, value } = self.dict.form;
         if self.taken == self.filled {
@@ -153,6 +184,28 @@ impl<M: Memory> Entries<'_, M> {
     }
 }
 
+impl<M: Memory> Entries<'_, M> {
+    /// The next entry of a split table in the order of insertion.
+    fn inserted(&mut self, values: u64, order: Order) -> Result<Entry, Error> {
+        let distance = order.step.cast_unsigned();
+        let at = distance.wrapping_mul(u64::from(self.next_idx));
+        let idx = u64::from(self.memory.u8(order.first.wrapping_add(at))?);
+        if idx >= u64::from(self.dict.n_entries) {
+            return Err(Error::Malformed);
+        }
+        self.next_idx += 1;
+        let Form { size, key, .. } = self.dict.form;
+        let key = self
+            .dict
+            .entries
+            .wrapping_add(idx * size as u64 + key as u64);
+        Ok(Entry {
+            key: self.memory.u64(key)?,
+            value: self.memory.u64(values.wrapping_add(idx * 8))?,
+        })
+    }
+}
+
 impl<M: Memory> Iterator for Entries<'_, M> {
     type Item = Result<Entry, Error>;
 
@@ -167,6 +220,33 @@ impl<M: Memory> Iterator for Entries<'_, M> {
                 }
             }
         }
+    }
+}
+
+impl Order {
+    /// The order of the `PyDictValues` at `values`.
+    ///
+    /// 3.11 and 3.12 have the number of values two bytes before them and the
+    /// indices before that; since 3.13 they follow the last value.
+    fn read<M: Memory>(memory: &M, layout: &Layout, values: u64) -> Result<Option<Self>, Error> {
+        if layout.dict_keys.dk_size != ABSENT {
+            return Ok(None);
+        }
+        if layout.dict_values.valid == ABSENT {
+            let len = memory.u8(values.wrapping_sub(2))?;
+            return Ok(Some(Self {
+                first: values.wrapping_sub(3),
+                step: -1,
+                len: u32::from(len),
+            }));
+        }
+        let [capacity, len] = memory.bytes(values)?;
+        let after = layout.dict_values.values + u32::from(capacity) * 8;
+        Ok(Some(Self {
+            first: field(values, after),
+            step: 1,
+            len: u32::from(len),
+        }))
     }
 }
 
@@ -213,7 +293,7 @@ const DICT_KEYS_SPLIT: u8 = 2;
 const MAX_LOG2_INDEX_BYTES: u8 = 30;
 
 /// More entries than any namespace or `sys.modules` has.
-const MAX_ENTRIES: u64 = 1 << 16;
+const MAX_ENTRIES: u32 = 1 << 16;
 
 /// Bytes read at once: a whole number of entries of both forms.
 const CHUNK: usize = 16 * 24;
@@ -270,7 +350,8 @@ mod tests {
                 .expect("mapped");
             fake.put_u64(field(keys, layout.dict_keys.dk_nentries), u64::MAX);
             assert_eq!(Dict::open(fake, layout, address), Err(Error::TooLong));
-            fake.put_u64(field(keys, layout.dict_keys.dk_nentries), MAX_ENTRIES);
+            let n_entries = u64::from(MAX_ENTRIES) + 1;
+            fake.put_u64(field(keys, layout.dict_keys.dk_nentries), n_entries);
             let dict = Dict::open(fake, layout, address).expect("opens");
             assert!(dict.entries(fake).count() <= MAX_ENTRIES as usize);
             if layout.dict_keys.dk_size == ABSENT {

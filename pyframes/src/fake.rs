@@ -9,6 +9,8 @@ use crate::layout::{ABSENT, LAYOUTS, Layout};
 use crate::object::flag;
 use crate::{Memory, field};
 
+pub(crate) mod objects;
+
 /// One mapping that is filled from its beginning.
 pub(crate) struct Fake {
     bytes: Vec<u8>,
@@ -18,6 +20,8 @@ pub(crate) struct Fake {
     int_type: u64,
     type_type: u64,
     module_type: u64,
+    /// Types that [`Fake::class`] made, by name.
+    classes: Vec<(String, u64)>,
 }
 
 /// Calls `check` with each layout and an empty memory.
@@ -46,6 +50,7 @@ impl Fake {
             int_type: 0,
             type_type: 0,
             module_type: 0,
+            classes: Vec::new(),
         }
     }
 
@@ -284,12 +289,33 @@ impl Fake {
         let address = self.object(layout, self.dict_type, 64);
         self.put_u64(field(address, layout.dict.ma_keys), keys);
         if kind == 2 {
-            let mut values = vec![0; layout.dict_values.values as usize / 8];
-            values.extend(items.iter().map(|(_, value)| *value));
-            let values = self.put_words(&values);
+            let values = self.split_values(layout, items);
             self.put_u64(field(address, layout.dict.ma_values), values);
         }
         address
+    }
+
+    /// `PyDictValues` with the order of insertion where it belongs.
+    fn split_values(&mut self, layout: &Layout, items: &[(&str, u64)]) -> u64 {
+        let n_items = items.len() as u8;
+        let values: Vec<_> = items
+            .iter()
+            .flat_map(|(_, value)| value.to_le_bytes())
+            .collect();
+        if layout.dict_keys.dk_size != ABSENT {
+            return self.put(&values);
+        }
+        if layout.dict_values.valid == ABSENT {
+            let mut order: Vec<_> = (0..n_items).rev().chain([n_items, n_items + 2]).collect();
+            let pad = order.len().next_multiple_of(16) - order.len();
+            order.splice(0..0, vec![0; pad]);
+            let n_before = order.len() as u64;
+            order.extend(values);
+            return self.put(&order) + n_before;
+        }
+        let head = [n_items, n_items, 1, 1, 0, 0, 0, 0];
+        let bytes: Vec<_> = head.into_iter().chain(values).chain(0..n_items).collect();
+        self.put(&bytes)
     }
 
     fn put_words(&mut self, words: &[u64]) -> u64 {

@@ -415,6 +415,14 @@ pub struct Frame {
     /// Low bits that are no part of the addresses in `code` and `localsplus`
     /// (`_PyStackRef`); since 3.14. Not an offset.
     pub tag_bits: u32,
+    /// Where the evaluation stack ends, if the frame is suspended: a pointer
+    /// up to 3.9 (`f_stacktop`) and since 3.14 (`stackpointer`), an `int`
+    /// counted from `f_valuestack` in 3.10 (`f_stackdepth`) and from
+    /// `localsplus` up to 3.13 (`stacktop`).
+    pub stacktop: u32,
+    /// `f_valuestack`: pointer to where the evaluation stack begins; up to
+    /// 3.10.
+    pub valuestack: u32,
 }
 
 /// Offsets in `PyFrameObject`.
@@ -428,6 +436,8 @@ pub struct FrameObject {
     pub f_lineno: u32,
     /// `f_gen`: the generator that it runs, or null; up to 3.10.
     pub f_gen: u32,
+    /// `f_state`, a signed byte; 3.10.
+    pub f_state: u32,
 }
 
 /// Offsets in `PyCodeObject`.
@@ -497,6 +507,8 @@ pub struct Generator {
     pub gi_qualname: u32,
     /// `gi_frame_state`, a signed byte; since 3.11.
     pub gi_frame_state: u32,
+    /// `gi_running`, a byte; up to 3.9.
+    pub gi_running: u32,
 }
 
 /// Offsets in `PyBaseExceptionObject`.

@@ -324,3 +324,187 @@ const MAX_COPIES: u64 = 1 << 12;
 
 /// Bytes read at once.
 const CHUNK: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::for_each_layout;
+    use crate::fake::objects::CodeParts;
+
+    /// 1: two instructions at line 10; 2: one at 12; 3: one at 9; 4: one at
+    /// 310.
+    const LNOTAB: [u8; 12] = [4, 2, 2, 0xfd, 2, 127, 0, 127, 0, 47, 2, 0];
+    /// The same, and one instruction without a line.
+    const PAIRS: [u8; 16] = [4, 0, 2, 2, 2, 0xfd, 0, 127, 0, 127, 2, 47, 2, 0x80, 4, 1];
+    /// The same; the first with columns, the second over two lines.
+    #[rustfmt::skip]
+    const LOCATIONS: [u8; 17] = [
+        0x80 | 1, 0x45, // columns 4 to 9, form 0
+        0x80 | 14 << 3, 4, 1, 9, 3, // line +2, one more line, columns 8 and 2
+        0x80 | 13 << 3, 7, // line -3
+        0x80 | 13 << 3, 0x40 | 26, 9, // line +301
+        0x80 | 15 << 3, // no line
+        0x80 | 11 << 3 | 1, 0, 7, // line +1, columns 0 to 7
+        0x80 | 15 << 3,
+    ];
+
+    const fn table(layout: &Layout) -> &'static [u8] {
+        if layout.code.co_code_adaptive != ABSENT {
+            &LOCATIONS
+        } else if layout.frame.lasti_unit == 1 {
+            &LNOTAB
+        } else {
+            &PAIRS
+        }
+    }
+
+    fn code(fake: &mut crate::fake::Fake, layout: &Layout, linetable: &[u8]) -> Code {
+        let parts = CodeParts {
+            linetable,
+            ..CodeParts::EMPTY
+        };
+        let address = fake.code(layout, parts);
+        Code::read(fake, layout, address).expect("reads")
+    }
+
+    #[test]
+    fn finds_lines_in_the_table_of_each_version() {
+        for_each_layout(|layout, fake| {
+            let code = code(fake, layout, table(layout));
+            let at = |lasti| line(fake, layout, &code, Some(lasti));
+            assert_eq!(line(fake, layout, &code, None), Ok(Some(10)));
+            assert_eq!([at(0), at(2)], [Ok(Some(10)), Ok(Some(10))]);
+            assert_eq!(at(4), Ok(Some(12)));
+            assert_eq!(at(6), Ok(Some(9)));
+            assert_eq!(at(8), Ok(Some(310)));
+            if layout.frame.lasti_unit != LNOTAB_UNIT {
+                assert_eq!(at(10), Ok(None));
+                assert_eq!([at(12), at(14)], [Ok(Some(311)), Ok(Some(311))]);
+                let end = if layout.frame.lasti_unit == 0 { 18 } else { 16 };
+                assert_eq!(at(end), Err(Error::Malformed));
+            }
+        });
+    }
+
+    #[test]
+    fn finds_columns_in_location_tables() {
+        for_each_layout(|layout, fake| {
+            if layout.code.co_code_adaptive == ABSENT {
+                return;
+            }
+            let code = code(fake, layout, table(layout));
+            let at = |lasti| {
+                let found = position(fake, layout, &code, lasti).expect("reads");
+                found.map(|it| (it.line, it.end_line, it.column, it.end_column))
+            };
+            assert_eq!(at(0), Some((10, Some(10), Some(4), Some(9))));
+            assert_eq!(at(4), Some((12, Some(13), Some(8), Some(2))));
+            assert_eq!(at(6), Some((9, Some(9), None, None)));
+            assert_eq!(at(12), Some((311, Some(311), Some(0), Some(7))));
+        });
+    }
+
+    #[test]
+    fn a_table_cut_anywhere_gives_a_line_or_an_error() {
+        for_each_layout(|layout, fake| {
+            let whole = table(layout);
+            let code = code(fake, layout, whole);
+            for len in 0..whole.len() {
+                let size = field(code.linetable, layout.object.ob_size);
+                fake.put_u64(size, len as u64);
+                for lasti in 0..20 {
+                    let _ = position(fake, layout, &code, lasti);
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_line_below_zero_is_malformed() {
+        for_each_layout(|layout, fake| {
+            let (table, lasti) = match layout.frame.lasti_unit {
+                0 => (&[0x80 | 13 << 3, 0x40 | 63, 1][..], 0),
+                1 => (&[2, 0x90][..], 2),
+                _ => (&[2, 0x90][..], 0),
+            };
+            let code = code(fake, layout, table);
+            let found = position(fake, layout, &code, lasti);
+            assert_eq!(found, Err(Error::Malformed));
+        });
+    }
+
+    #[test]
+    fn a_number_without_an_end_is_malformed() {
+        for_each_layout(|layout, fake| {
+            if layout.code.co_code_adaptive != ABSENT {
+                let code = code(
+                    fake,
+                    layout,
+                    &[0x80 | 13 << 3, 127, 127, 127, 127, 127, 127, 127],
+                );
+                assert_eq!(position(fake, layout, &code, 0), Err(Error::Malformed));
+            }
+        });
+    }
+
+    #[test]
+    fn takes_instructions_as_each_version_has_them() {
+        for_each_layout(|layout, fake| {
+            let address = code(fake, layout, &[]).address;
+            let at = |instruction| lasti(fake, layout, address, instruction);
+            if layout.frame.lasti_unit != 0 {
+                let unit = layout.frame.lasti_unit;
+                assert_eq!(at(u64::MAX), Ok(None));
+                assert_eq!(at(0xffff_ffff), Ok(None));
+                assert_eq!(at(3), Ok(Some(3 * unit)));
+                assert_eq!(at(7 << 32 | 2), Ok(Some(2 * unit)));
+                assert_eq!(at(16), Err(Error::Malformed));
+            } else {
+                let first = field(address, layout.code.co_code_adaptive);
+                assert_eq!(at(first - 2), Ok(None));
+                assert_eq!(at(first), Ok(Some(0)));
+                assert_eq!(at(first + 14), Ok(Some(14)));
+                assert!(at(first + 16).is_err());
+                assert!(at(7).is_err());
+            }
+        });
+    }
+
+    #[test]
+    fn finds_instructions_in_a_threads_copy() {
+        for_each_layout(|layout, fake| {
+            if layout.code.co_tlbc == ABSENT {
+                return;
+            }
+            let address = code(fake, layout, &[]).address;
+            let first = field(address, layout.code.co_code_adaptive);
+            let copy = fake.put(&[0; 16]);
+            let copies: std::vec::Vec<u8> = [3, first, 0, copy]
+                .iter()
+                .flat_map(|word: &u64| word.to_le_bytes())
+                .collect();
+            let copies = fake.put(&copies);
+            fake.put_u64(field(address, layout.code.co_tlbc), copies);
+            let at = |instruction| lasti(fake, layout, address, instruction);
+            assert_eq!(at(first + 4), Ok(Some(4)));
+            assert_eq!(at(copy + 6), Ok(Some(6)));
+            assert_eq!(at(copy + 16), Err(Error::Malformed));
+            fake.put_u64(copies, u64::MAX);
+            assert!(lasti(fake, layout, address, copy + 16).is_err());
+        });
+    }
+
+    #[test]
+    fn garbage_never_panics() {
+        for_each_layout(|layout, fake| {
+            let read = code(fake, layout, table(layout));
+            let linetable = read.linetable;
+            fake.each_corruption(linetable, |fake| {
+                let _ = position(fake, layout, &read, 8);
+            });
+            fake.each_corruption(read.address + 256, |fake| {
+                let _ = lasti(fake, layout, read.address, read.address + 300);
+            });
+        });
+    }
+}

@@ -8,6 +8,8 @@ use crate::{Error, Memory, field};
 
 /// Bits of `tp_flags` that tell what an instance is (`Py_TPFLAGS_*`).
 pub mod flag {
+    /// The type was made when the process ran, as by `class`.
+    pub const HEAPTYPE: u64 = 1 << 9;
     /// Instances are `int`s.
     pub const LONG_SUBCLASS: u64 = 1 << 24;
     /// Instances are `list`s.
@@ -20,6 +22,8 @@ pub mod flag {
     pub const UNICODE_SUBCLASS: u64 = 1 << 28;
     /// Instances are `dict`s.
     pub const DICT_SUBCLASS: u64 = 1 << 29;
+    /// Instances are exceptions.
+    pub const EXCEPTION_SUBCLASS: u64 = 1 << 30;
     /// Instances are types.
     pub const TYPE_SUBCLASS: u64 = 1 << 31;
 }
@@ -198,6 +202,18 @@ pub(crate) fn check_flag<M: Memory>(
     } else {
         Err(Error::WrongType)
     }
+}
+
+/// Whether the type at `address` was compiled into the interpreter or an
+/// extension. Only of such the name can be relied on: an application may call
+/// its own classes anything.
+pub(crate) fn is_static<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+) -> Result<bool, Error> {
+    let flags = memory.u64(field(address, layout.type_object.tp_flags))?;
+    Ok(flags & flag::HEAPTYPE == 0)
 }
 
 /// Whether the type at `address`, or one it derives from by first base, is

@@ -104,3 +104,56 @@ impl Bytes {
 
 /// More items than fit into an address space (47 bits, eight bytes each).
 const MAX_ITEMS: u64 = 1 << 44;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::for_each_layout;
+    use std::vec::Vec;
+
+    #[test]
+    fn reads_tuples_and_lists() {
+        for_each_layout(|layout, fake| {
+            for build in [crate::fake::Fake::tuple, crate::fake::Fake::list] {
+                let address = build(fake, layout, &[3, 5, 7]);
+                let sequence = Sequence::open(fake, layout, address).expect("opens");
+                let items: Vec<_> = sequence.items(fake).collect();
+                assert_eq!(items, [Ok(3), Ok(5), Ok(7)]);
+                assert_eq!(sequence.get(fake, 3), Err(Error::Malformed));
+                let address = build(fake, layout, &[]);
+                let sequence = Sequence::open(fake, layout, address).expect("opens");
+                assert_eq!(sequence.items(fake).count(), 0);
+            }
+        });
+    }
+
+    #[test]
+    fn ends_where_items_cannot_be_read() {
+        for_each_layout(|layout, fake| {
+            let address = fake.tuple(layout, &[3, 0, 7]);
+            let sequence = Sequence::open(fake, layout, address).expect("opens");
+            let items: Vec<_> = sequence.items(fake).collect();
+            assert_eq!(items, [Ok(3), Err(Error::Null)]);
+            let address = fake.list(layout, &[3]);
+            fake.put_u64(field(address, layout.list.ob_item), 8);
+            let sequence = Sequence::open(fake, layout, address).expect("opens");
+            assert_eq!(sequence.get(fake, 0), Err(Error::Unreadable));
+        });
+    }
+
+    #[test]
+    fn refuses_lengths_that_no_object_has() {
+        for_each_layout(|layout, fake| {
+            let address = fake.tuple(layout, &[3]);
+            fake.put_u64(field(address, layout.object.ob_size), u64::MAX);
+            assert_eq!(Sequence::open(fake, layout, address), Err(Error::TooLong));
+            let address = fake.bytes(layout, b"bytes");
+            assert_eq!(Bytes::open(fake, layout, address).map(|it| it.len), Ok(5));
+            fake.put_u64(field(address, layout.object.ob_size), u64::MAX);
+            assert_eq!(Bytes::open(fake, layout, address), Err(Error::TooLong));
+            let text = fake.string(layout, "text");
+            assert_eq!(Bytes::open(fake, layout, text), Err(Error::WrongType));
+            assert_eq!(Sequence::open(fake, layout, text), Err(Error::WrongType));
+        });
+    }
+}

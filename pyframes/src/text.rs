@@ -79,6 +79,18 @@ pub fn read_str<'b, M: Memory>(
     finish(buffer, filled, truncated)
 }
 
+/// The code points of the `str` at `address` and how many they are; surrogates
+/// are told as they are.
+pub(crate) fn code_points<'m, M: Memory>(
+    memory: &'m M,
+    layout: &Layout,
+    address: u64,
+) -> Result<(CodePoints<'m, M>, u64), Error> {
+    let header = Header::read(memory, layout, address)?;
+    header.check_type(memory, layout)?;
+    Ok((header.code_points(memory), header.length))
+}
+
 /// Whether the object at `address` is a `str` equal to `expected`.
 ///
 /// Costs one read when the lengths differ.
@@ -214,7 +226,7 @@ impl Header {
 }
 
 /// The code points of a text in memory; ends after an error.
-struct CodePoints<'m, M> {
+pub(crate) struct CodePoints<'m, M> {
     memory: &'m M,
     next: u64,
     /// Code points that are not in the chunk yet.

@@ -1,10 +1,12 @@
 """The FastAPI application of the live tests (ASGI: `uvicorn fastapi_app:app`).
 
 One endpoint per way in which a request's work can leave its task: awaiting,
-`gather`, `create_task`, `asyncio.to_thread`, Starlette's thread pool and
-background tasks. Each makes `n` calls whose query carries the request's id and
+`gather`, `create_task`, `asyncio.to_thread`, Starlette's thread pool, greenlets
+and background tasks. Each makes `n` calls whose query carries the request's id and
 the call's number, so that the exact set of children is known. `APP_DOWNSTREAM`
 is the base URL that they call when the request gives none.
+
+With `APP_GREENLETS=1` greenlets are there from the start.
 
 With `APP_UNOWNED=1` a task of the lifespan, and a thread that is as old as the
 module, make calls all the time that belong to no request: `id=background-task`
@@ -23,6 +25,9 @@ from fastapi import BackgroundTasks, FastAPI, HTTPException, Query, Request, Res
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from client import AsyncClients, BlockingClients, context_headers, is_async, with_query
+
+if os.environ.get("APP_GREENLETS") == "1":
+    import greenlet
 
 blocking = BlockingClients()
 
@@ -142,6 +147,23 @@ async def downstream(
     """One call after the other, with a trace context where one is wished."""
     headers = context_headers(traceparent, request.headers)
     return [await get(client, call, headers) for call in calls(url, id, n)]
+
+
+@app.get("/greenlets")
+async def greenlets(n: int = 3, id: str = "none", client: str = "httpx", url: str = BASE_URL):
+    """Code that blocks, in a greenlet that lets the loop await for it: the way
+    in which SQLAlchemy drives asynchronous drivers."""
+
+    def blocking_code():
+        driver = greenlet.getcurrent().parent
+        return [driver.switch(get(client, call)) for call in calls(url, id, n)]
+
+    worker = greenlet.greenlet(blocking_code)
+    worker.gr_context = greenlet.getcurrent().gr_context
+    result = worker.switch()
+    while not worker.dead:
+        result = worker.switch(await result)
+    return result
 
 
 @app.get("/gather")

@@ -11,9 +11,12 @@ use tempfile::TempDir;
 use crate::client::{Address, Connection};
 use crate::process::{Group, PATIENCE, path_from, wait_for};
 
-/// A service that is to be started: [`Service::gunicorn`] or
-/// [`Service::uvicorn`], then what differs from the default, then
-/// [`Service::start`].
+/// A service that is to be started: [`Service::gunicorn`],
+/// [`Service::uvicorn`], [`Service::hypercorn`] or [`Service::command`], then
+/// what differs from the default, then [`Service::start`].
+///
+/// A module may name its application, as `module:application`; by default it
+/// is `app`.
 #[derive(Clone)]
 pub struct Service {
     module: String,
@@ -29,6 +32,9 @@ pub struct Service {
 enum Server {
     Gunicorn,
     Uvicorn,
+    Hypercorn,
+    /// Words that follow the interpreter, with `{host}` and `{port}` in them.
+    Command,
 }
 
 /// What a service listens on; ports are free ones.
@@ -65,6 +71,17 @@ impl Service {
     /// uvicorn with uvloop and httptools, one process.
     pub fn uvloop(module: &str) -> Self {
         Self::new(module, Server::Uvicorn).arguments(&["--loop", "uvloop", "--http", "httptools"])
+    }
+
+    /// hypercorn with asyncio, one worker.
+    pub fn hypercorn(module: &str) -> Self {
+        Self::new(module, Server::Hypercorn)
+    }
+
+    /// A server of the application's own: words that follow the interpreter,
+    /// where `{host}` and `{port}` stand for what to listen on.
+    pub fn command(name: &str, words: &[&str]) -> Self {
+        Self::new(name, Server::Command).arguments(words)
     }
 
     fn new(module: &str, server: Server) -> Self {
@@ -164,7 +181,10 @@ impl Service {
     }
 
     fn server_words(&self, address: &Address) -> Vec<OsString> {
-        let application = format!("{}:app", self.module);
+        let application = match self.module.contains(':') {
+            true => self.module.clone(),
+            false => format!("{}:app", self.module),
+        };
         let mut words: Vec<OsString> = vec!["-m".into()];
         match self.server {
             Server::Gunicorn => {
@@ -176,6 +196,14 @@ impl Service {
                 words.extend(["--worker-class", "gthread", "--threads", "4"].map(OsString::from));
                 words.extend(["--keep-alive", "75", "--no-control-socket"].map(OsString::from));
             }
+            Server::Hypercorn => {
+                words.extend(["hypercorn".into(), application.into(), "--bind".into()]);
+                words.push(match address {
+                    Address::Tcp(address) => address.to_string().into(),
+                    Address::Unix(path) => format!("unix:{}", path.display()).into(),
+                });
+            }
+            Server::Command => return self.command_words(address),
             Server::Uvicorn => {
                 words.extend(["uvicorn".into(), application.into()]);
                 match address {
@@ -203,6 +231,18 @@ impl Service {
         }
         words.extend(self.arguments.iter().cloned());
         words
+    }
+
+    fn command_words(&self, address: &Address) -> Vec<OsString> {
+        let Address::Tcp(address) = address else {
+            return self.arguments.clone();
+        };
+        let (host, port) = (address.ip().to_string(), address.port().to_string());
+        let filled = self.arguments.iter().map(|word| {
+            let word = word.to_string_lossy();
+            word.replace("{host}", &host).replace("{port}", &port)
+        });
+        filled.map(OsString::from).collect()
     }
 }
 

@@ -5,8 +5,14 @@
 pub mod agent;
 pub mod app;
 pub mod client;
+pub mod frameworks;
 pub mod load;
+pub mod memory;
+pub mod parity;
 pub mod process;
 pub mod program;
+pub mod python;
 pub mod receiver;
 pub mod trace;
+pub mod traceback;
+pub mod truth;

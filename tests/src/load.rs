@@ -359,6 +359,8 @@ mod tests {
             start: 0,
             end: 1,
             error: false,
+            message: String::new(),
+            events: Vec::new(),
             attributes: [(attribute.0.to_owned(), attribute.1.into())].into(),
             resource: BTreeMap::new(),
             scope: String::new(),

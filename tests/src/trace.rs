@@ -7,7 +7,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use proto::otlp::common::v1::{AnyValue, KeyValue, any_value};
-use proto::otlp::trace::v1::{ResourceSpans, TracesData, span::SpanKind, status::StatusCode};
+use proto::otlp::trace::v1::span::{Event as SpanEvent, SpanKind};
+use proto::otlp::trace::v1::{ResourceSpans, TracesData, status::StatusCode};
 use serde_json::{Value, json};
 
 use crate::receiver::Received;
@@ -22,6 +23,8 @@ pub enum Kind {
     Server,
     /// The client's.
     Client,
+    /// Neither: a step inside a process, as the in-process SDK has them.
+    Internal,
 }
 
 /// A span, with its resource.
@@ -49,12 +52,37 @@ pub struct Span {
     pub end: u64,
     /// Whether its status is an error.
     pub error: bool,
+    /// The status's message.
+    pub message: String,
+    /// What happened during it.
+    pub events: Vec<Event>,
     /// Attributes.
     pub attributes: Attributes,
     /// Attributes of its resource.
     pub resource: Attributes,
     /// Instrumentation scope.
     pub scope: String,
+}
+
+/// Something that happened during a span.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Name.
+    pub name: String,
+    /// Nanoseconds since the Unix epoch.
+    pub at: u64,
+    /// Attributes.
+    pub attributes: Attributes,
+}
+
+impl Event {
+    /// An attribute as text; empty if it has none.
+    pub fn text(&self, key: &str) -> &str {
+        self.attributes
+            .get(key)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    }
 }
 
 impl Span {
@@ -233,9 +261,12 @@ fn flatten(groups: &[ResourceSpans]) -> Result<Vec<Span>> {
                 let kind = match span.kind() {
                     SpanKind::Server => Kind::Server,
                     SpanKind::Client => Kind::Client,
+                    SpanKind::Internal => Kind::Internal,
                     other => anyhow::bail!("a span of kind {other:?}"),
                 };
                 let status = span.status.as_ref().map(|status| status.code());
+                let message = span.status.as_ref().map(|status| status.message.clone());
+                let events = span.events.iter().map(event).collect::<Result<_>>()?;
                 spans.push(Span {
                     name: span.name.clone(),
                     kind,
@@ -248,6 +279,8 @@ fn flatten(groups: &[ResourceSpans]) -> Result<Vec<Span>> {
                     start: span.start_time_unix_nano,
                     end: span.end_time_unix_nano,
                     error: status == Some(StatusCode::Error),
+                    message: message.unwrap_or_default(),
+                    events,
                     attributes: attributes(&span.attributes)?,
                     resource: resource.clone(),
                     scope: name.clone().unwrap_or_default(),
@@ -256,6 +289,14 @@ fn flatten(groups: &[ResourceSpans]) -> Result<Vec<Span>> {
         }
     }
     Ok(spans)
+}
+
+fn event(event: &SpanEvent) -> Result<Event> {
+    Ok(Event {
+        name: event.name.clone(),
+        at: event.time_unix_nano,
+        attributes: attributes(&event.attributes)?,
+    })
 }
 
 fn attributes(list: &[KeyValue]) -> Result<Attributes> {

@@ -153,6 +153,26 @@ fn uvloop_with_httptools() {
     check_exact("uvicorn uvloop httptools", &app, TASKS);
 }
 
+/// Greenlets copy slices of the stack: lineage must do without return probes.
+#[test]
+fn greenlets_that_drive_the_loop() {
+    for (name, base) in [
+        (
+            "uvicorn asyncio, greenlets",
+            Service::uvicorn("fastapi_app"),
+        ),
+        ("uvicorn uvloop, greenlets", Service::uvloop("fastapi_app")),
+    ] {
+        let (_downstream, app) = serve(base.env("APP_GREENLETS", "1"), &[]);
+        let cases = [
+            case("/greenlets?client=aiohttp"),
+            case("/greenlets?client=requests"),
+            case("/gather?client=httpx"),
+        ];
+        check_exact(name, &app, &cases);
+    }
+}
+
 /// Calls of no request are under none, whatever else is going on.
 fn check_unowned(spans: &[Span]) {
     for id in ["background-task", "background-thread"] {

@@ -7,17 +7,18 @@
 //! a Python with uvloop.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use otel_ebpf::remote::{Process, ProcessError};
+use otel_ebpf::target::births::Birth;
 use otel_ebpf::target::interpreter::{Interpreter, InterpreterError};
 use otel_ebpf::target::placement;
 use otel_ebpf::target::uvloop;
+use otel_ebpf_tests::python::{Python, Running, present};
 use pyframes::{Memory, object, text};
 
 /// Starts four threads, prints what the test compares with, and waits until
@@ -46,111 +47,51 @@ done.set()
 /// Prints a line and waits until its input ends; for any Python.
 const IDLE: &str = "import sys\nsys.stdout.write('up\\n')\nsys.stdout.flush()\nsys.stdin.read()\n";
 
-/// A child that ends with the test.
-struct Running {
-    child: Child,
-    output: BufReader<std::process::ChildStdout>,
+fn process(running: &Running) -> Process {
+    Process::open(running.pid()).expect("opens the child")
 }
 
-impl Running {
-    fn start(command: &mut Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let output = BufReader::new(child.stdout.take().expect("piped"));
-        Self { child, output }
-    }
-
-    fn python(program: &Path, script: &str) -> Self {
-        Self::start(Command::new(program).args(["-c", script]))
-    }
-
-    /// The next line of output; an ended child gives an empty one.
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).expect("readable");
-        line.trim_end().to_owned()
-    }
-
-    fn process(&self) -> Process {
-        Process::open(self.child.id()).expect("opens the child")
-    }
-
-    fn find(&self) -> Result<Interpreter, InterpreterError> {
-        Interpreter::find(&self.process())
-    }
+fn find(running: &Running) -> Result<Interpreter, InterpreterError> {
+    Interpreter::find(&process(running))
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
+fn run(python: &Python, code: &str) -> Running {
+    Running::python(python, code).expect("starts")
 }
 
-/// The Python of a pyenv version such as `3.12`, or `None` if it is missing
-/// and that is allowed.
-fn pyenv(series: &str) -> Option<PathBuf> {
-    let versions = PathBuf::from(std::env::var_os("HOME").expect("HOME")).join(".pyenv/versions");
-    let found = std::fs::read_dir(&versions)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .find(|entry| {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            name.strip_prefix(series)
-                .is_some_and(|rest| rest.starts_with('.'))
-        });
-    let program = found.map(|entry| entry.path().join("bin/python"));
-    present(
-        program,
-        &format!("Python {series} in {}", versions.display()),
-    )
+fn start(command: &mut Command) -> Running {
+    Running::start(command).expect("starts")
 }
 
-fn system() -> Option<PathBuf> {
-    let program = PathBuf::from("/usr/bin/python3");
-    present(program.exists().then_some(program), "/usr/bin/python3")
+fn next_line(running: &mut Running) -> String {
+    running.line().expect("readable")
 }
 
 /// A Python that has uvloop: the one `OTEL_EBPF_UVLOOP_PYTHON` names, or
 /// pyenv's.
-fn with_uvloop() -> Option<PathBuf> {
-    let program = std::env::var_os("OTEL_EBPF_UVLOOP_PYTHON").map(PathBuf::from);
-    let has_it = |program: &PathBuf| {
-        let import = Command::new(program).args(["-c", "import uvloop"]).output();
+fn with_uvloop() -> Option<Python> {
+    let named = std::env::var_os("OTEL_EBPF_UVLOOP_PYTHON")
+        .map(|program| Python::here(PathBuf::from(program)));
+    let has_it = |python: &Python| {
+        let import = python.command().args(["-c", "import uvloop"]).output();
         import.is_ok_and(|output| output.status.success())
     };
-    let found = program.into_iter().chain(pyenv("3.12")).find(has_it);
+    let found = named.into_iter().chain(Python::pyenv("3.12")).find(has_it);
     present(found, "a Python with uvloop (set OTEL_EBPF_UVLOOP_PYTHON)")
 }
 
-#[expect(clippy::print_stderr, reason = "a test that is skipped must say so")]
-fn present(program: Option<PathBuf>, what: &str) -> Option<PathBuf> {
-    if program.is_none() {
-        let allowed =
-            std::env::var_os("OTEL_EBPF_ALLOW_MISSING_PYTHONS").is_some_and(|it| it == "1");
-        assert!(allowed, "missing: {what}");
-        eprintln!("skipped, missing: {what}");
-    }
-    program
-}
-
 /// Compares everything that is read with what the process says of itself.
-fn check_python(program: Option<PathBuf>) {
-    let Some(program) = program else { return };
-    let mut running = Running::python(&program, THREADED);
-    let version = running.line();
-    let idents: BTreeSet<u64> = running
-        .line()
+fn check_python(python: Option<Python>) {
+    let Some(python) = python else { return };
+    let mut running = run(&python, THREADED);
+    let version = next_line(&mut running);
+    let idents: BTreeSet<u64> = next_line(&mut running)
         .split(' ')
         .map(|ident| ident.parse().expect("a number"))
         .collect();
     assert_eq!(idents.len(), 5, "{version}");
 
-    let process = running.process();
+    let process = process(&running);
     let found = Interpreter::find(&process).unwrap_or_else(|error| panic!("{version}: {error}"));
     let told = found.version;
     let free_threaded = if told.free_threaded { "True" } else { "False" };
@@ -187,6 +128,17 @@ fn check_python(program: Option<PathBuf>) {
     assert_eq!(found.has_module(&process, "thread"), Ok(false));
 
     check_probes(&process, &found);
+    check_births(&process, &found);
+}
+
+/// Every way in which a context comes into being has a place for a plain
+/// probe, in every build.
+fn check_births(process: &Process, found: &Interpreter) {
+    let births = found.context_births(process).expect("finds the makers");
+    let births = births.expect("the code tells where the result is");
+    let count = |kind: fn(&Birth) -> bool| births.iter().filter(|(birth, _)| kind(birth)).count();
+    assert!(count(|birth| matches!(birth, Birth::CopiedIn(_))) > 0);
+    assert!(count(|birth| matches!(birth, Birth::CreatedIn(_))) > 0);
 }
 
 /// A function of the interpreter is found by symbol and by method table, and
@@ -244,48 +196,125 @@ fn check_probes(process: &Process, found: &Interpreter) {
 
 #[test]
 fn reads_python_3_8() {
-    check_python(pyenv("3.8"));
+    check_python(Python::pyenv("3.8"));
 }
 
 #[test]
 fn reads_python_3_9() {
-    check_python(pyenv("3.9"));
+    check_python(Python::pyenv("3.9"));
 }
 
 #[test]
 fn reads_python_3_10() {
-    check_python(pyenv("3.10"));
+    check_python(Python::pyenv("3.10"));
 }
 
 #[test]
 fn reads_python_3_11() {
-    check_python(pyenv("3.11"));
+    check_python(Python::pyenv("3.11"));
 }
 
 #[test]
 fn reads_python_3_12() {
-    check_python(pyenv("3.12"));
+    check_python(Python::pyenv("3.12"));
 }
 
 #[test]
 fn reads_python_3_13() {
-    check_python(pyenv("3.13"));
+    check_python(Python::pyenv("3.13"));
 }
 
 #[test]
 fn reads_the_stripped_python_of_the_distribution() {
-    check_python(system());
+    check_python(Python::system());
+}
+
+#[test]
+fn reads_the_stripped_python_of_debian_11() {
+    check_python(Python::debian("bullseye", "3.9"));
+}
+
+#[test]
+fn reads_the_stripped_python_of_debian_13() {
+    check_python(Python::debian("trixie", "3.13"));
+}
+
+#[test]
+fn reads_the_stripped_python_of_debian_14() {
+    check_python(Python::debian("forky", "3.14"));
+}
+
+#[test]
+fn reads_a_free_threaded_python_3_13() {
+    check_python(Python::free_threaded("3.13"));
+}
+
+#[test]
+fn reads_a_free_threaded_python_3_14() {
+    check_python(Python::free_threaded("3.14"));
+}
+
+/// Newer than what is known: it is named, not guessed at.
+#[test]
+fn names_a_version_whose_structures_are_not_known() {
+    let Some(python) = Python::debian("forky", "3.15") else {
+        return;
+    };
+    let mut running = run(&python, IDLE);
+    assert_eq!(next_line(&mut running), "up");
+    match find(&running) {
+        Err(InterpreterError::UnknownVersion(version)) => {
+            assert_eq!((version.major, version.minor), (3, 15));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What is read must be what the version says, or nothing is believed.
+#[test]
+fn an_interpreter_that_contradicts_itself_is_not_believed() {
+    let published = "import ctypes\n\
+        runtime = ctypes.c_char.in_dll(ctypes.pythonapi, '_PyRuntime')\n\
+        version = ctypes.c_uint64.from_address(ctypes.addressof(runtime) + 8)\n\
+        version.value = 0x030c00f0\n";
+    for (series, change, expected) in [
+        (
+            "3.9",
+            "import sys\nsys.hexversion = 0x030a00f0\n",
+            "sys.hexversion is not where it belongs",
+        ),
+        (
+            "3.12",
+            "import sys\nsys.hexversion = 'twelve'\n",
+            "sys.hexversion is not where it belongs",
+        ),
+        (
+            "3.13",
+            published,
+            "it publishes the offsets of another version",
+        ),
+    ] {
+        let Some(python) = Python::pyenv(series) else {
+            continue;
+        };
+        let mut running = run(&python, &format!("{change}{IDLE}"));
+        assert_eq!(next_line(&mut running), "up");
+        match find(&running) {
+            Err(InterpreterError::LayoutMismatch { check, .. }) => assert_eq!(check, expected),
+            other => panic!("{series}: {other:?}"),
+        }
+    }
 }
 
 #[test]
 fn names_versions_that_are_too_old() {
     for (series, expected) in [("2.7", (2, 7)), ("3.6", (3, 6)), ("3.7", (3, 7))] {
-        let Some(program) = pyenv(series) else {
+        let Some(program) = Python::pyenv(series) else {
             continue;
         };
-        let mut running = Running::python(&program, IDLE);
-        assert_eq!(running.line(), "up");
-        match running.find() {
+        let mut running = run(&program, IDLE);
+        assert_eq!(next_line(&mut running), "up");
+        match find(&running) {
             Err(InterpreterError::TooOld { major, minor }) => assert_eq!((major, minor), expected),
             other => panic!("{series}: {other:?}"),
         }
@@ -294,10 +323,10 @@ fn names_versions_that_are_too_old() {
 
 #[test]
 fn a_program_without_an_interpreter_is_not_python() {
-    let running = Running::start(Command::new("/bin/sleep").arg("600"));
+    let running = start(Command::new("/bin/sleep").arg("600"));
     // Until the dynamic linker has finished, there is less to see, but never
     // an interpreter.
-    let found = running.find();
+    let found = find(&running);
     assert!(
         matches!(found, Err(InterpreterError::NotPython)),
         "{found:?}"
@@ -306,12 +335,10 @@ fn a_program_without_an_interpreter_is_not_python() {
 
 #[test]
 fn a_process_that_has_ended_is_told_so() {
-    let mut running = Running::start(&mut Command::new("/bin/cat"));
-    let process = running.process();
-    drop(running.child.stdin.take());
-    let mut rest = Vec::new();
-    running.output.read_to_end(&mut rest).expect("reads");
-    running.child.wait().expect("waits");
+    let mut running = start(&mut Command::new("/bin/cat"));
+    let process = process(&running);
+    running.end_input().expect("ends");
+    running.wait().expect("waits");
     let found = Interpreter::find(&process);
     let told = matches!(
         found,
@@ -334,7 +361,7 @@ fn a_process_of_another_user_needs_permission() {
         );
         return;
     }
-    let running = Running::start(Command::new("/bin/sleep").arg("600"));
+    let running = start(Command::new("/bin/sleep").arg("600"));
     let directory = tempfile::tempdir().expect("tempdir");
     let program = directory.path().join("test");
     std::fs::copy(std::env::current_exe().expect("a path"), &program).expect("copies");
@@ -342,7 +369,7 @@ fn a_process_of_another_user_needs_permission() {
     std::fs::set_permissions(directory.path(), readable).expect("opens the directory");
     let output = Command::new(&program)
         .args(["--exact", "a_process_of_another_user_needs_permission"])
-        .env(FOREIGN_PID, running.child.id().to_string())
+        .env(FOREIGN_PID, running.pid().to_string())
         .uid(NOBODY)
         .gid(NOBODY)
         .current_dir("/")
@@ -357,19 +384,22 @@ fn a_process_of_another_user_needs_permission() {
 
 #[test]
 fn an_interpreter_that_never_started_is_not_initialized() {
-    let Some(program) = pyenv("3.12") else { return };
+    let Some(program) = Python::pyenv("3.12") else {
+        return;
+    };
     let lib = program
+        .program
         .parent()
         .and_then(Path::parent)
         .expect("a prefix")
         .join("lib");
     let library = lib.join("libpython3.12.so.1.0");
-    let running = Running::start(
+    let running = start(
         Command::new("/bin/sleep")
             .arg("600")
             .env("LD_PRELOAD", &library),
     );
-    let process = running.process();
+    let process = process(&running);
     wait_until(|| {
         let files = process.mapped_files().unwrap_or_default();
         files
@@ -396,12 +426,12 @@ fn pypy_is_named() {
         .status()
         .expect("cc");
     assert!(compiled.success());
-    let running = Running::start(
+    let running = start(
         Command::new("/bin/sleep")
             .arg("600")
             .env("LD_PRELOAD", &library),
     );
-    let process = running.process();
+    let process = process(&running);
     wait_until(|| {
         let files = process.mapped_files().unwrap_or_default();
         files
@@ -415,13 +445,13 @@ fn pypy_is_named() {
 #[test]
 fn every_moment_of_a_start_is_told_truly() {
     for minor in 8..=13 {
-        let Some(program) = pyenv(&format!("3.{minor}")) else {
+        let Some(program) = Python::pyenv(&format!("3.{minor}")) else {
             continue;
         };
-        let running = Running::python(&program, IDLE);
+        let running = run(&program, IDLE);
         let deadline = Instant::now() + DEADLINE;
         loop {
-            match running.find() {
+            match find(&running) {
                 Ok(found) => {
                     assert_eq!(found.version.minor, minor);
                     break;
@@ -443,17 +473,19 @@ fn every_moment_of_a_start_is_told_truly() {
 /// The paths in its maps lead nowhere from our root nor from its own.
 #[test]
 fn a_process_in_a_chroot_is_read() {
-    let Some(program) = system() else { return };
+    let Some(program) = Python::system() else {
+        return;
+    };
     let root = tempfile::tempdir().expect("tempdir");
     let enter = r#"mount --bind / "$1" && exec chroot "$1" "$2" -c "$3""#;
-    let mut running = Running::start(
+    let mut running = start(
         Command::new("unshare")
             .args(["--mount", "sh", "-c", enter, "sh"])
-            .args([root.path(), &program])
+            .args([root.path(), &program.program])
             .arg(IDLE),
     );
-    assert_eq!(running.line(), "up");
-    let found = running.find().expect("finds");
+    assert_eq!(next_line(&mut running), "up");
+    let found = find(&running).expect("finds");
     assert_eq!(found.version.major, 3);
     let symbol = found
         .image
@@ -489,17 +521,17 @@ uvloop.run(main())
 #[test]
 fn uvloop_transports_lead_to_their_descriptors() {
     let Some(program) = with_uvloop() else { return };
-    let mut running = Running::python(&program, UVLOOP);
-    let port: u16 = running.line().parse().expect("a port");
-    let write: u64 = running.line().parse().expect("an address");
+    let mut running = run(&program, UVLOOP);
+    let port: u16 = next_line(&mut running).parse().expect("a port");
+    let write: u64 = next_line(&mut running).parse().expect("an address");
     let connections: Vec<_> = (0..3)
         .map(|_| std::net::TcpStream::connect(("127.0.0.1", port)).expect("connects"))
         .collect();
-    let process = running.process();
+    let process = process(&running);
     let found = Interpreter::find(&process).expect("finds");
     assert_eq!(found.has_module(&process, "uvloop"), Ok(true));
     for _ in &connections {
-        let line = running.line();
+        let line = next_line(&mut running);
         let fields: Vec<_> = line.split(' ').collect();
         let transport = fields[0].parse().expect("an address");
         let fd: i32 = fields[1].parse().expect("a descriptor");

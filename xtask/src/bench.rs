@@ -2,8 +2,8 @@
 //!
 //! Each service runs pinned to the first core; the load, the agent and the
 //! receiver of spans share the second. A round measures the service untraced,
-//! traced by the agent, and under `opentelemetry-instrument`, each in a fresh
-//! process; the order turns from round to round, so that a machine that slows
+//! traced by the agent with and without stack walks, and under
+//! `opentelemetry-instrument`, each in a fresh process; the order turns from round to round, so that a machine that slows
 //! down favors nobody. Numbers are reported beside the budgets and never fail
 //! the task: machines differ, ratios less so.
 
@@ -102,8 +102,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     };
     interrupt::watch()?;
 
-    let mut modes = vec![Mode::Untraced, Mode::Agent, Mode::Sdk];
-    modes.retain(|mode| *mode != Mode::Agent || !options.without_agent);
+    let mut modes = vec![Mode::Untraced, Mode::Agent, Mode::Frameless, Mode::Sdk];
+    modes.retain(|mode| !options.without_agent || !matches!(mode, Mode::Agent | Mode::Frameless));
     let mut report = Report::new(options.seconds, options.rounds);
     for round in 0..options.rounds {
         for subject in SUBJECTS {
@@ -144,7 +144,8 @@ impl Bench {
         let service = self.service(subject, mode, sink.address(), directory.path());
         let mut service = service.start()?;
         let mut agent = match mode {
-            Mode::Agent => Some(self.attach(&service, sink.address())?),
+            Mode::Agent => Some(self.attach(&service, sink.address(), &[])?),
+            Mode::Frameless => Some(self.attach(&service, sink.address(), &["--no-frames"])?),
             Mode::Untraced | Mode::Sdk => None,
         };
 
@@ -187,7 +188,7 @@ impl Bench {
         directory: &'a Path,
     ) -> Service<'a> {
         let venv = match mode {
-            Mode::Untraced | Mode::Agent => &self.untraced,
+            Mode::Untraced | Mode::Agent | Mode::Frameless => &self.untraced,
             Mode::Sdk => &self.instrumented,
         };
         let mut prefix = pinned_to(SERVICE_CORE);
@@ -218,7 +219,7 @@ impl Bench {
         }
     }
 
-    fn attach(&self, service: &Running, sink: SocketAddr) -> Result<Agent> {
+    fn attach(&self, service: &Running, sink: SocketAddr, more: &[&str]) -> Result<Agent> {
         Agent::start(AgentOptions {
             binary: &self.agent,
             pids: &service.pids(),
@@ -232,6 +233,7 @@ impl Bench {
             .into_iter()
             .map(OsString::from)
             .chain([format!("http://{sink}").into()])
+            .chain(more.iter().map(OsString::from))
             .collect(),
             prefix: pinned_to(OTHER_CORE),
             show: false,

@@ -1,8 +1,9 @@
-//! The project's tasks: `cargo xtask build | demo | test | bench | kernels |
-//! tidy`.
+//! The project's tasks: `cargo xtask build | demo | test | parity | bench |
+//! kernels | roots | tidy`.
 //!
 //! One module per task, and those that they share: `toolchain` (what must be
-//! installed), `python` (virtual environments), `group` (child processes),
+//! installed), `python` (virtual environments), `debian` (packages), `roots`
+//! (interpreters of other systems), `group` (child processes),
 //! `interrupt` (Ctrl-C), `http` (a small client) and `service` (the Python
 //! applications and the agent). Everything a task
 //! creates lies under `target/`.
@@ -14,16 +15,19 @@
     reason = "a task's output is what it is for"
 )]
 
+mod debian;
 mod group;
 mod http;
 mod interrupt;
 mod python;
+mod roots;
 mod service;
 mod toolchain;
 
 mod bench;
 mod demo;
 mod kernels;
+mod parity;
 mod test;
 mod tidy;
 
@@ -43,10 +47,14 @@ enum Task {
     Demo(demo::Options),
     /// Runs every test; needs root
     Test(test::Options),
+    /// Compares our spans with those of the in-process instrumentation
+    Parity(parity::Options),
     /// Measures what tracing costs a service, beside the in-process SDK
     Bench(bench::Options),
     /// Loads every BPF program on Debian's kernels, in QEMU
     Kernels(kernels::Options),
+    /// Downloads and builds the interpreters of other systems, for tests
+    Roots,
     /// Checks the rules of style and structure
     Tidy,
 }
@@ -56,8 +64,10 @@ fn main() -> ExitCode {
         Task::Build => Toolchain::ensure().and_then(|tools| tools.build_agent().map(drop)),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
+        Task::Parity(options) => parity::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Kernels(options) => kernels::run(&options),
+        Task::Roots => roots::run_task(),
         Task::Tidy => tidy::run(),
     };
     match done {

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::python::{Venv, apps, interpreters};
-use crate::say;
 use crate::service::ensure_privileges;
 use crate::toolchain::{Toolchain, agent, ensure_programs, is_root};
+use crate::{parity, roots, say};
 
 /// Minor versions of CPython 3 whose memory the tests read, each from pyenv.
 const MINORS: RangeInclusive<u32> = 8..=13;
@@ -37,7 +37,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let toolchain = stages.time("toolchain", Toolchain::ensure)?;
     ensure_programs(&[("python3", "python3")], "read the memory of one")?;
     let missing = missing_pythons();
+    let missing_roots = stages.time("interpreters", || Ok(roots::ensure()))?;
+    let tools = Venv::ensure("tools", "requirements-tools.txt")?;
     let (python, pythons) = stages.time("python", environments)?;
+    let (frameworks, parity) = stages.time("frameworks", || {
+        let frameworks = Venv::ensure("frameworks", "requirements-frameworks.txt")?;
+        let (name, requirements) = parity::REQUIREMENTS;
+        anyhow::Ok((frameworks, Venv::ensure(name, requirements)?))
+    })?;
     let agent = stages.time("release agent", agent)?;
 
     let mut counts = Counts::default();
@@ -67,14 +74,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .env("OTEL_EBPF_APPS", apps())
         .env("OTEL_EBPF_PYTHON", &python)
         .env("OTEL_EBPF_PYTHONS", &pythons)
-        .env("OTEL_EBPF_UVLOOP_PYTHON", &python);
+        .env("OTEL_EBPF_FRAMEWORKS_PYTHON", frameworks.python())
+        .env("OTEL_EBPF_PARITY_PYTHON", parity.python())
+        .env("OTEL_EBPF_UVLOOP_PYTHON", &python)
+        .env("OTEL_EBPF_ROOTS", roots::directory())
+        .env("OTEL_EBPF_PY_SPY", tools.program("py-spy"));
     if !missing.is_empty() {
         live.env("OTEL_EBPF_ALLOW_MISSING_PYTHONS", "1");
     }
-    if !is_root() {
-        live.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
-        live.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
+    if !missing_roots.is_empty() {
+        live.env("OTEL_EBPF_ALLOW_MISSING_ROOTS", "1");
     }
+    as_root(&mut live);
     for (name, mut command) in [("unit tests", unit), ("live tests", live)] {
         let (counted, success) = stages.time(name, || count(&mut command, std::io::stdout()))?;
         counts.passed += counted.passed;
@@ -85,7 +96,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
 
     stages.print();
-    for python in &missing {
+    for python in missing.iter().chain(&missing_roots) {
         println!("NOT TESTED: {python}");
     }
     println!("{} passed, {} failed", counts.passed, counts.failed);
@@ -96,6 +107,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         bail!("no test ran");
     }
     Ok(())
+}
+
+/// Lets cargo run the tests as root.
+pub(crate) fn as_root(command: &mut Command) {
+    if !is_root() {
+        command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
+        command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
+    }
 }
 
 /// The interpreter of most live tests, and `MINOR=PATH` of all, `:` between.

@@ -60,8 +60,12 @@ const RULES: &[Rule] = &[
         check: structure::protocols,
     },
     Rule {
-        name: "a CPython layout is a file and a row",
+        name: "a CPython layout is a file, a row and a recorded memory",
         check: structure::layouts,
+    },
+    Rule {
+        name: "a framework has an application",
+        check: structure::frameworks,
     },
     Rule {
         name: "no mod.rs",

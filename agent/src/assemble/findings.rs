@@ -33,7 +33,8 @@ impl Findings {
         }
     }
 
-    /// Completes an exchange that has ended; the events of its span.
+    /// Completes an exchange that has ended, at this monotonic time; the events
+    /// of its span.
     ///
     /// An exception counts only where the answer says that something went
     /// wrong: one that the application turned into a proper answer was
@@ -42,6 +43,7 @@ impl Findings {
         self,
         exchange: &mut Exchange,
         role: Role,
+        ended: u64,
         clock: &dyn UnixTime,
     ) -> Vec<SpanEvent> {
         if let Some(insight) = self.latest {
@@ -56,7 +58,8 @@ impl Findings {
         {
             *description = summary(&exception);
         }
-        vec![event(*exception, clock.unix(at))]
+        // A stack is walked when its transfer is over and has its time.
+        vec![event(*exception, clock.unix(at.min(ended)))]
     }
 }
 
@@ -187,7 +190,7 @@ mod tests {
             findings.add(insight);
         }
         let mut exchange = exchange(status);
-        let events = findings.complete(&mut exchange, Role::Server, &Ahead);
+        let events = findings.complete(&mut exchange, Role::Server, 5, &Ahead);
         (exchange, events)
     }
 
@@ -221,7 +224,7 @@ mod tests {
         findings.add(routed());
         let mut exchange = exchange(Status::Unset);
         exchange.route_key = None;
-        findings.complete(&mut exchange, Role::Client, &Ahead);
+        findings.complete(&mut exchange, Role::Client, 5, &Ahead);
         assert_eq!(exchange.name, "GET");
         assert_eq!(exchange.scope, "otel-ebpf.http");
         assert_eq!(exchange.attributes.len(), 3);
@@ -233,7 +236,7 @@ mod tests {
         let (exchange, events) = complete(vec![raised(), routed()], error);
         assert_eq!(exchange.status, Status::Error("ValueError: kaboom".into()));
         let event = &events[0];
-        assert_eq!((event.name, event.at), ("exception", 1007));
+        assert_eq!((event.name, event.at), ("exception", 1005));
         assert_eq!(
             event.attributes[..2],
             [

@@ -17,7 +17,9 @@ use std::path::PathBuf;
 use object::LittleEndian;
 use object::elf::{self, FileHeader64, ProgramHeader64, SectionHeader64, Sym64};
 use object::pod;
-use object::read::elf::FileHeader as _;
+use object::read::RelocationTarget;
+use object::read::elf::{ElfFile64, FileHeader as _};
+use object::read::{Object as _, ObjectSymbol as _, ObjectSymbolTable as _, ReadCache};
 use zerocopy::IntoBytes;
 
 use crate::remote::{MappedFile, Process};
@@ -209,6 +211,31 @@ impl Elf {
         let mut bytes = vec![0; usize::try_from(size).map_err(|_| ElfError::Damaged)?];
         self.file.read_exact_at(&mut bytes, offset)?;
         Ok(bytes)
+    }
+
+    /// Virtual address of the function of this file that the dynamic linker
+    /// puts into the slot at a virtual address (of a jump through the
+    /// procedure linkage table); none if another file may define it.
+    pub fn linked_function(&self, slot: u64) -> Result<Option<u64>, ElfError> {
+        let cache = ReadCache::new(&self.file);
+        let damaged = |_| ElfError::Damaged;
+        let file: ElfFile64<'_, LittleEndian, _> = ElfFile64::parse(&cache).map_err(damaged)?;
+        let (Some(relocations), Some(symbols)) =
+            (file.dynamic_relocations(), file.dynamic_symbol_table())
+        else {
+            return Ok(None);
+        };
+        for (address, relocation) in relocations {
+            if address != slot {
+                continue;
+            }
+            let RelocationTarget::Symbol(index) = relocation.target() else {
+                return Ok(None);
+            };
+            let symbol = symbols.symbol_by_index(index).map_err(damaged)?;
+            return Ok((!symbol.is_undefined()).then(|| symbol.address()));
+        }
+        Ok(None)
     }
 
     fn look_up<const N: usize>(

@@ -20,6 +20,7 @@ use pyframes::{Memory, object as objects};
 
 use self::evidence::Evidence;
 pub use self::tss::Tss;
+use super::births::{self, Birth};
 use super::elf::{ElfError, MappedElf};
 use super::uvloop;
 use crate::remote::{MappedFile, Mapping, Process, ProcessError};
@@ -158,13 +159,6 @@ impl Interpreter {
 
     /// What the kernel side must know about the process.
     pub fn target(&self) -> Target {
-        let series = Series {
-            minor: self.version.minor,
-            free_threaded: self.version.free_threaded,
-        };
-        let index = layout::LAYOUTS
-            .iter()
-            .position(|(known, _)| *known == series);
         let indirect = if self.tss.indirect.is_some() {
             target_flag::TSS_INDIRECT
         } else {
@@ -179,9 +173,23 @@ impl Interpreter {
             tss_indirect: self.tss.indirect.unwrap_or_default(),
             uv_handle: uvloop::handle_offset(&self.layout),
             uv_fd: uvloop::STREAM_FD,
-            layout: index.map_or(u32::MAX, |index| index as u32),
+            layout: self.layout_number(),
             ..Target::default()
         }
+    }
+
+    /// The layout's number in `LAYOUTS`.
+    fn layout_number(&self) -> u32 {
+        let series = Series {
+            minor: self.version.minor,
+            free_threaded: self.version.free_threaded,
+        };
+        // An interpreter has a layout, or it is none.
+        layout::LAYOUTS
+            .iter()
+            .zip(0..)
+            .find(|((known, _), _)| *known == series)
+            .map_or(0, |(_, number)| number)
     }
 
     /// The thread states of the main interpreter, newest first.
@@ -244,6 +252,30 @@ impl Interpreter {
             .into_iter()
             .map(|function| locate(process, function.ok_or(LocateError::NotInFile)?))
             .collect()
+    }
+
+    /// Where contexts come into being, as places for plain probes: offsets in
+    /// the image's file. None if the code does not tell.
+    pub fn context_births(
+        &self,
+        process: &Process,
+    ) -> Result<Option<Vec<(Birth, u64)>>, LocateError> {
+        let MappedElf {
+            device, inode, elf, ..
+        } = &self.image;
+        let mut makers = Vec::new();
+        for maker in self.context_makers(process)? {
+            if (maker.device, maker.inode) != (*device, *inode) {
+                return Ok(None);
+            }
+            makers.extend(elf.virtual_address(maker.file_offset));
+        }
+        let symbol = |name| elf.symbol(name).ok().flatten();
+        for name in ["PyContext_New", "PyContext_Copy"] {
+            makers.push(symbol(name).ok_or(LocateError::NotInFile)?.address);
+        }
+        let copy_current = symbol("PyContext_CopyCurrent").ok_or(LocateError::NotInFile)?;
+        Ok(births::places(&self.image, copy_current.address, &makers))
     }
 
     /// The interpreter in one mapped file, or `None` if the file holds none.
@@ -397,7 +429,7 @@ impl Claim {
         let version = PythonVersion::from_hex(hex, version.free_threaded);
         let threads = threads(process, &layout, main)
             .map_err(|_| mismatch("the list of threads is not readable"))?;
-        let tss = tss::locate(process, &threads, key)
+        let tss = tss::locate(process, &threads, key, layout.tstate.thread_id)
             .ok_or_else(|| mismatch("the threads do not have their states where they belong"))?;
         Ok(Interpreter {
             version,

@@ -11,9 +11,11 @@
 //! A probe that is to be a return probe (`uretprobe`) must stay at offset 0:
 //! the return address is at the top of the stack only there.
 
+pub mod result;
+
 use std::collections::BTreeSet;
 
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpAccess};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, OpAccess};
 use iced_x86::{InstructionInfoFactory, OpKind, Register};
 
 /// Where an entry probe goes.
@@ -31,8 +33,7 @@ pub struct Placement {
 /// It is reached exactly once per call: no branch lies before it and none of
 /// the function's own leads to it or before it.
 pub fn entry(function: &[u8]) -> Placement {
-    let first_target = Flow::of(function)
-        .targets
+    let first_target = branch_targets(function)
         .first()
         .copied()
         .unwrap_or(usize::MAX);
@@ -91,100 +92,53 @@ pub fn return_probe(function: &[u8]) -> Placement {
     }
 }
 
-/// The offsets of all `ret` instructions of a function, ascending, or `None`
-/// if it can end in any other way than through one of them: by a tail call,
-/// or by a jump out of the known bytes or to a computed address.
-pub fn return_sites(function: &[u8]) -> Option<Vec<u64>> {
-    let flow = Flow::of(function);
-    let returns = !flow.returns.is_empty() && !flow.leaves;
-    returns.then(|| flow.returns.iter().map(|offset| *offset as u64).collect())
-}
-
-/// What can happen inside a function.
-#[derive(Debug, Default)]
-struct Flow {
-    /// Offsets of the `ret` instructions.
-    returns: BTreeSet<usize>,
-    /// Offsets to which its branches lead.
-    targets: BTreeSet<usize>,
-    /// Whether control can go where the bytes do not tell.
-    leaves: bool,
-}
-
-impl Flow {
-    /// Follows the control flow from the entry; each offset once.
-    fn of(function: &[u8]) -> Self {
-        let mut flow = Self::default();
-        let mut seen = vec![false; function.len()];
-        let mut pending = vec![0];
-        while let Some(start) = pending.pop() {
-            let mut decoder = decoder(function, start);
-            let mut after_call = false;
-            loop {
-                let offset = decoder.position();
-                match seen.get_mut(offset) {
-                    Some(seen) if *seen => break,
-                    Some(seen) => *seen = true,
-                    // Behind the last byte after a call: one that does not
-                    // return, as compilers end a function with.
-                    None => {
-                        flow.leaves |= !after_call;
-                        break;
-                    }
+/// Offsets to which the function's own branches lead.
+fn branch_targets(function: &[u8]) -> BTreeSet<usize> {
+    let mut targets = BTreeSet::new();
+    let mut seen = vec![false; function.len()];
+    let mut pending = vec![0];
+    while let Some(start) = pending.pop() {
+        let mut decoder = decoder(function, start);
+        loop {
+            match seen.get_mut(decoder.position()) {
+                Some(seen) if !*seen => *seen = true,
+                _ => break,
+            }
+            let instruction = decoder.decode();
+            if instruction.is_invalid() {
+                break;
+            }
+            let branch = || target_inside(function, &instruction);
+            match instruction.flow_control() {
+                FlowControl::Next | FlowControl::Call | FlowControl::IndirectCall => {}
+                FlowControl::ConditionalBranch => {
+                    targets.extend(branch());
+                    pending.extend(branch());
                 }
-                let instruction = decoder.decode();
-                if instruction.is_invalid() {
-                    flow.leaves = true;
+                FlowControl::UnconditionalBranch => {
+                    targets.extend(branch());
+                    pending.extend(branch());
                     break;
                 }
-                after_call = false;
-                match instruction.flow_control() {
-                    FlowControl::Next => {}
-                    FlowControl::Call | FlowControl::IndirectCall => after_call = true,
-                    FlowControl::Return => {
-                        flow.returns.insert(offset);
-                        break;
-                    }
-                    FlowControl::ConditionalBranch => {
-                        pending.extend(flow.branch(function, &instruction))
-                    }
-                    FlowControl::UnconditionalBranch => {
-                        pending.extend(flow.branch(function, &instruction));
-                        break;
-                    }
-                    // `ud2` and `int3`, where a function cannot go on.
-                    FlowControl::Exception => break,
-                    FlowControl::Interrupt if instruction.mnemonic() == Mnemonic::Int3 => break,
-                    FlowControl::Interrupt
-                    | FlowControl::IndirectBranch
-                    | FlowControl::XbeginXabortXend => {
-                        flow.leaves = true;
-                        break;
-                    }
-                }
+                FlowControl::Return
+                | FlowControl::Exception
+                | FlowControl::Interrupt
+                | FlowControl::IndirectBranch
+                | FlowControl::XbeginXabortXend => break,
             }
         }
-        flow
     }
+    targets
+}
 
-    /// The target of a branch if it lies inside.
-    fn branch(&mut self, function: &[u8], instruction: &Instruction) -> Option<usize> {
-        let near = matches!(
-            instruction.op0_kind(),
-            OpKind::NearBranch64 | OpKind::NearBranch32
-        );
-        let target = usize::try_from(instruction.near_branch_target().wrapping_sub(BASE)).ok();
-        match target.filter(|target| near && *target < function.len()) {
-            Some(target) => {
-                self.targets.insert(target);
-                Some(target)
-            }
-            None => {
-                self.leaves = true;
-                None
-            }
-        }
-    }
+/// The offset to which a branch leads, if that lies inside.
+fn target_inside(function: &[u8], instruction: &Instruction) -> Option<usize> {
+    let near = matches!(
+        instruction.op0_kind(),
+        OpKind::NearBranch64 | OpKind::NearBranch32
+    );
+    let target = usize::try_from(instruction.near_branch_target().wrapping_sub(BASE)).ok();
+    target.filter(|target| near && *target < function.len())
 }
 
 /// Whether the kernel emulates the instruction with these bytes.
@@ -224,11 +178,11 @@ fn decoder(function: &[u8], offset: usize) -> Decoder<'_> {
 const BASE: u64 = 1 << 40;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// `PyContext_CopyCurrent` of CPython 3.8.18 as built by pyenv.
-    const COPY_CURRENT_3_8: &[u8] = b"\
+    pub(super) const COPY_CURRENT_3_8: &[u8] = b"\
         \x41\x54\x55\x48\x8b\x2d\x5e\x14\x19\x00\x53\x48\x8b\x9d\x58\x05\x00\x00\x48\x8b\x83\xf0\
         \x00\x00\x00\x48\x85\xc0\x0f\x84\xde\x00\x00\x00\x4c\x8b\x60\x18\x8b\x05\x94\x90\x1e\x00\
         \x85\xc0\x0f\x84\x9c\x00\x00\x00\x48\x8b\x1d\x8d\x90\x1e\x00\x83\xe8\x01\x89\x05\x7c\x90\
@@ -244,7 +198,7 @@ mod tests {
         \x74\xda\x48\x89\x83\xf0\x00\x00\x00\xe9\x0c\xff\xff\xff";
 
     /// `PyContext_CopyCurrent` of CPython 3.12.1 as built by pyenv.
-    const COPY_CURRENT_3_12: &[u8] = b"\
+    pub(super) const COPY_CURRENT_3_12: &[u8] = b"\
         \x41\x54\x55\x53\x66\x48\x8d\x3d\xc4\x68\x2a\x00\x66\x66\x48\xe8\xac\xaf\xe6\xff\x4c\x8b\
         \x20\x48\x89\xc3\x49\x8b\x84\x24\xd0\x00\x00\x00\x48\x85\xc0\x0f\x84\xe5\x00\x00\x00\x48\
         \x8b\x68\x18\x49\x8b\x44\x24\x10\x8b\x90\xf0\x2b\x04\x00\x85\xd2\x0f\x85\x96\x00\x00\x00\
@@ -369,40 +323,6 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_returns_of_real_functions() {
-        assert_eq!(return_sites(COPY_CURRENT_3_8), Some(vec![0xc9]));
-        assert_eq!(return_sites(COPY_CURRENT_3_12), Some(vec![0xd0]));
-    }
-
-    #[test]
-    fn a_function_that_leaves_otherwise_has_no_sites() {
-        assert_eq!(return_sites(COPY_CURRENT_DEBIAN), None);
-        for function in [
-            // ret behind a jump into another function
-            &b"\x74\x05\xe9\0\x10\0\0\xc3"[..],
-            // jmp *%rax
-            b"\x74\x02\xff\xe0\xc3",
-            // falls out of the known bytes
-            b"\x74\x01\xc3\x90",
-            // a jump backwards out of it
-            b"\xeb\x80",
-            // no instruction
-            b"\x06\xc3",
-            b"",
-        ] {
-            assert_eq!(return_sites(function), None, "{function:x?}");
-        }
-    }
-
-    #[test]
-    fn a_call_that_does_not_return_may_end_a_function() {
-        // je +1; ret; call
-        assert_eq!(return_sites(b"\x74\x01\xc3\xe8\0\0\0\0"), Some(vec![2]));
-        // je +1; ret; ud2
-        assert_eq!(return_sites(b"\x74\x01\xc3\x0f\x0b"), Some(vec![2]));
-    }
-
-    #[test]
     fn any_bytes_are_handled() {
         let mut state = 1_u64;
         for _ in 0..20_000 {
@@ -416,9 +336,6 @@ mod tests {
                 .collect();
             let placement = entry(&bytes);
             assert!(placement.offset < 24);
-            for site in return_sites(&bytes).unwrap_or_default() {
-                assert!(site < 24);
-            }
         }
     }
 }

@@ -96,12 +96,12 @@ impl Counter {
         (Self::TargetTableFull, "kernel.lost.target_table_full", true),
         (Self::Stacks, "kernel.stacks", false),
         (Self::StackRingFull, "kernel.lost.stack_ring_full", true),
-        (Self::StackUnreadable, "kernel.lost.stack_unreadable", true),
+        (Self::StackUnreadable, "kernel.stack_unreadable", false),
         (Self::StackTooDeep, "kernel.stack_too_deep", false),
-        (Self::StackBusy, "kernel.lost.stack_busy", true),
+        (Self::StackBusy, "kernel.stack_busy", false),
         (Self::StackNoThread, "kernel.stack_no_thread", false),
-        (Self::StackCutOff, "kernel.lost.stack_cut_off", true),
-        (Self::StackValuesFull, "kernel.lost.stack_values_full", true),
+        (Self::StackCutOff, "kernel.stack_cut_off", false),
+        (Self::StackValuesFull, "kernel.stack_values_full", false),
         (Self::StackValueFailed, "kernel.stack_value_failed", false),
     ];
 }

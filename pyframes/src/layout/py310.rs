@@ -93,11 +93,14 @@ pub(super) const LAYOUT: Layout = Layout {
         tlbc_index: ABSENT,
         localsplus: 352,
         tag_bits: 0,
+        stacktop: 80,
+        valuestack: 64,
     },
     frame_object: FrameObject {
         f_frame: ABSENT,
         f_lineno: 100,
         f_gen: 88,
+        f_state: 108,
     },
     code: CodeObject {
         co_argcount: 16,
@@ -130,6 +133,7 @@ pub(super) const LAYOUT: Layout = Layout {
         gi_name: 40,
         gi_qualname: 48,
         gi_frame_state: ABSENT,
+        gi_running: ABSENT,
     },
     exception: BaseException {
         dict: 16,

@@ -94,11 +94,14 @@ pub(super) const LAYOUT: Layout = Layout {
         tlbc_index: ABSENT,
         localsplus: 72,
         tag_bits: 0,
+        stacktop: 64,
+        valuestack: ABSENT,
     },
     frame_object: FrameObject {
         f_frame: 24,
         f_lineno: 40,
         f_gen: ABSENT,
+        f_state: ABSENT,
     },
     code: CodeObject {
         co_argcount: 56,
@@ -131,6 +134,7 @@ pub(super) const LAYOUT: Layout = Layout {
         gi_name: 32,
         gi_qualname: 40,
         gi_frame_state: 75,
+        gi_running: ABSENT,
     },
     exception: BaseException {
         dict: 16,

@@ -93,11 +93,14 @@ pub(super) const LAYOUT: Layout = Layout {
         tlbc_index: ABSENT,
         localsplus: 72,
         tag_bits: 0,
+        stacktop: 64,
+        valuestack: ABSENT,
     },
     frame_object: FrameObject {
         f_frame: 40,
         f_lineno: 56,
         f_gen: ABSENT,
+        f_state: ABSENT,
     },
     code: CodeObject {
         co_argcount: 68,
@@ -130,6 +133,7 @@ pub(super) const LAYOUT: Layout = Layout {
         gi_name: 40,
         gi_qualname: 48,
         gi_frame_state: 83,
+        gi_running: ABSENT,
     },
     exception: BaseException {
         dict: 32,

@@ -94,11 +94,14 @@ pub(super) const LAYOUT: Layout = Layout {
         tlbc_index: ABSENT,
         localsplus: 80,
         tag_bits: 3,
+        stacktop: 64,
+        valuestack: ABSENT,
     },
     frame_object: FrameObject {
         f_frame: 24,
         f_lineno: 40,
         f_gen: ABSENT,
+        f_state: ABSENT,
     },
     code: CodeObject {
         co_argcount: 52,
@@ -131,6 +134,7 @@ pub(super) const LAYOUT: Layout = Layout {
         gi_name: 24,
         gi_qualname: 32,
         gi_frame_state: 67,
+        gi_running: ABSENT,
     },
     exception: BaseException {
         dict: 16,

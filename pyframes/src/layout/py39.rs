@@ -93,11 +93,14 @@ pub(super) const LAYOUT: Layout = Layout {
         tlbc_index: ABSENT,
         localsplus: 360,
         tag_bits: 0,
+        stacktop: 72,
+        valuestack: 64,
     },
     frame_object: FrameObject {
         f_frame: ABSENT,
         f_lineno: 108,
         f_gen: 96,
+        f_state: ABSENT,
     },
     code: CodeObject {
         co_argcount: 16,
@@ -130,6 +133,7 @@ pub(super) const LAYOUT: Layout = Layout {
         gi_name: 48,
         gi_qualname: 56,
         gi_frame_state: ABSENT,
+        gi_running: 24,
     },
     exception: BaseException {
         dict: 16,

@@ -19,6 +19,8 @@ const TICKS: u64 = 100;
 pub(super) enum Mode {
     Untraced,
     Agent,
+    /// The agent without stack walks.
+    Frameless,
     Sdk,
 }
 
@@ -27,6 +29,7 @@ impl Mode {
         match self {
             Self::Untraced => "untraced",
             Self::Agent => "otel-ebpf",
+            Self::Frameless => "otel-ebpf --no-frames",
             Self::Sdk => "opentelemetry-instrument",
         }
     }
@@ -216,7 +219,7 @@ fn modes(runs: &[Run]) -> Vec<Mode> {
 
 /// The median CPU, the largest peak, the sum of what was lost.
 fn costs(runs: &[Run]) -> Option<AgentCost> {
-    let costs: Vec<AgentCost> = runs.iter().filter_map(|run| run.cost).collect();
+    let costs: Vec<AgentCost> = of(runs, Mode::Agent).filter_map(|run| run.cost).collect();
     Some(AgentCost {
         micros_per_request: median(costs.iter().map(|cost| cost.micros_per_request).collect()),
         peak_kib: costs.iter().map(|cost| cost.peak_kib).max()?,

@@ -13,6 +13,9 @@ const PROTOCOL_FOLDER: &str = "agent/src/protocol/";
 const FIXTURES: &str = "tests/fixtures/";
 const LAYOUT_TABLE: &str = "pyframes/src/layout.rs";
 const LAYOUT_FOLDER: &str = "pyframes/src/layout/";
+const MEMORY: &str = "tests/fixtures/memory/";
+const FRAMEWORK_LIST: &str = "agent/src/insight.rs";
+const FRAMEWORK_APPS: &str = "tests/apps/frameworks/";
 
 pub(super) fn map_names(tree: &Tree) -> Vec<Violation> {
     let mut violations = Vec::new();
@@ -64,7 +67,36 @@ pub(super) fn protocols(tree: &Tree) -> Vec<Violation> {
 }
 
 pub(super) fn layouts(tree: &Tree) -> Vec<Violation> {
-    pairs(tree, LAYOUT_TABLE, LAYOUT_FOLDER, "LAYOUTS", "LAYOUT")
+    let mut violations = pairs(tree, LAYOUT_TABLE, LAYOUT_FOLDER, "LAYOUTS", "LAYOUT");
+    for row in rows(tree, LAYOUT_TABLE, "LAYOUTS", "LAYOUT") {
+        // `py313t` is told by `3.13t.bin`.
+        let Some((major, minor)) = row
+            .strip_prefix("py")
+            .and_then(|row| row.split_at_checked(1))
+        else {
+            continue;
+        };
+        let recorded = format!("{MEMORY}{major}.{minor}.bin");
+        if !tree.has(&recorded) {
+            let what = "the layout has no recorded memory";
+            violations.push(Violation::of_file(&recorded, what));
+        }
+    }
+    violations
+}
+
+pub(super) fn frameworks(tree: &Tree) -> Vec<Violation> {
+    let text = tree.text(FRAMEWORK_LIST).unwrap_or_default();
+    code(text)
+        .map(|(_, line)| line.trim())
+        .skip_while(|line| !line.contains("const FRAMEWORKS:"))
+        .skip(1)
+        .take_while(|line| *line != "];")
+        .filter_map(|line| line.strip_prefix('"')?.strip_suffix("\","))
+        .map(|name| format!("{FRAMEWORK_APPS}{name}_app.py"))
+        .filter(|app| !tree.has(app))
+        .map(|app| Violation::of_file(&app, "the framework has no application"))
+        .collect()
 }
 
 pub(super) fn mod_files(tree: &Tree) -> Vec<Violation> {
@@ -162,10 +194,39 @@ mod tests {
         let good = [
             (LAYOUT_TABLE, table),
             ("pyframes/src/layout/py312.rs", layout),
+            ("tests/fixtures/memory/3.12.bin", ""),
         ];
         assert_eq!(layouts(&Tree::of(good)), []);
+        let forgotten = [
+            (LAYOUT_TABLE, table),
+            ("pyframes/src/layout/py312.rs", layout),
+        ];
+        let found: Vec<String> = layouts(&Tree::of(forgotten))
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(
+            found,
+            ["tests/fixtures/memory/3.12.bin: the layout has no recorded memory"]
+        );
         let lonely = [("pyframes/src/layout/py399.rs", layout)];
         assert_eq!(layouts(&Tree::of(lonely)).len(), 1);
+    }
+
+    #[test]
+    fn a_framework_without_an_application_is_found() {
+        let list = "pub const FRAMEWORKS: &[&str] = &[\n    \"flask\",\n    \"django\",\n];\n";
+        let found: Vec<String> = frameworks(&Tree::of([
+            (FRAMEWORK_LIST, list),
+            ("tests/apps/frameworks/flask_app.py", ""),
+        ]))
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+        assert_eq!(
+            found,
+            ["tests/apps/frameworks/django_app.py: the framework has no application"]
+        );
     }
 
     #[test]

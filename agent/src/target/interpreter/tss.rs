@@ -18,21 +18,36 @@ pub struct Tss {
     pub indirect: Option<i64>,
 }
 
-/// Finds the slot of `key` that most of `threads` confirm, and one at least.
+/// Finds the slot of `key` that most of `threads` confirm, and one at least by
+/// its own state.
 ///
 /// Not all must: a thread that has just been created has not taken its state
-/// yet, and one of a foreign library may have left it behind.
-pub(super) fn locate<M: Memory>(memory: &M, threads: &[Thread], key: u32) -> Option<Tss> {
+/// yet, and one of a foreign library may have left it behind. One that runs
+/// code of a sub-interpreter has the state that it has there, which is known by
+/// the thread it names: `thread_id`, at that offset.
+pub(super) fn locate<M: Memory>(
+    memory: &M,
+    threads: &[Thread],
+    key: u32,
+    thread_id: u32,
+) -> Option<Tss> {
     let started: Vec<_> = threads
         .iter()
         .filter(|thread| thread.thread_id != 0)
         .collect();
     places(i64::from(key)).find(|place| {
-        let confirmed = started
-            .iter()
-            .filter(|thread| place.holds(memory, thread))
-            .count();
-        confirmed > 0 && confirmed * 2 >= started.len()
+        let (mut own, mut others) = (0, 0);
+        for thread in &started {
+            match place.state(memory, thread) {
+                Some(state) if state == thread.address => own += 1,
+                Some(state) => {
+                    let names = memory.u64(state.wrapping_add(thread_id.into()));
+                    others += usize::from(names == Ok(thread.thread_id));
+                }
+                None => {}
+            }
+        }
+        own > 0 && (own + others) * 2 >= started.len()
     })
 }
 
@@ -68,15 +83,15 @@ fn glibc_value(key: i64) -> i64 {
 // === impl Tss ===
 
 impl Tss {
-    fn holds<M: Memory>(&self, memory: &M, thread: &Thread) -> bool {
+    /// The state that the thread has here.
+    fn state<M: Memory>(&self, memory: &M, thread: &Thread) -> Option<u64> {
         let base = match self.indirect {
             None => Some(thread.thread_id),
             Some(indirect) => memory
                 .pointer(thread.thread_id.wrapping_add_signed(indirect))
                 .ok(),
         };
-        let slot = base.map(|base| base.wrapping_add_signed(self.slot));
-        slot.is_some_and(|slot| memory.u64(slot) == Ok(thread.address))
+        memory.u64(base?.wrapping_add_signed(self.slot)).ok()
     }
 }
 
@@ -97,6 +112,9 @@ const MUSL_SLOTS: i64 = 0x80;
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
+
+    /// Where the states name their threads.
+    const THREAD_ID: u32 = 0x98;
 
     #[derive(Default)]
     struct Words(BTreeMap<u64, u64>);
@@ -126,7 +144,7 @@ mod tests {
     #[test]
     fn finds_the_slot_of_glibc() {
         let threads = threads(4);
-        let found = locate(&glibc(&threads, 0x310, 3), &threads, 3);
+        let found = locate(&glibc(&threads, 0x310, 3), &threads, 3, THREAD_ID);
         assert_eq!(
             found,
             Some(Tss {
@@ -139,7 +157,7 @@ mod tests {
     #[test]
     fn finds_a_block_that_moved() {
         let threads = threads(4);
-        let found = locate(&glibc(&threads, 0x348, 0), &threads, 0);
+        let found = locate(&glibc(&threads, 0x348, 0), &threads, 0, THREAD_ID);
         assert_eq!(
             found,
             Some(Tss {
@@ -158,7 +176,7 @@ mod tests {
             words.0.insert(thread.thread_id + 0x510 + 8 * 2, block);
             words.0.insert(block + 16 * 5 + 8, thread.address);
         }
-        let found = locate(&words, &threads, 69);
+        let found = locate(&words, &threads, 69, THREAD_ID);
         assert_eq!(
             found,
             Some(Tss {
@@ -178,7 +196,7 @@ mod tests {
             words.0.insert(slots + 16, thread.address);
         }
         assert_eq!(
-            locate(&words, &threads, 2),
+            locate(&words, &threads, 2, THREAD_ID),
             Some(Tss {
                 slot: 16,
                 indirect: Some(0x80)
@@ -192,19 +210,42 @@ mod tests {
         let words = glibc(&threads, 0x310, 0);
         threads[0].thread_id = 0;
         threads[1].address += 1;
-        assert!(locate(&words, &threads, 0).is_some());
+        assert!(locate(&words, &threads, 0, THREAD_ID).is_some());
         threads[2].address += 1;
-        assert_eq!(locate(&words, &threads, 0), None);
+        assert_eq!(locate(&words, &threads, 0, THREAD_ID), None);
+    }
+
+    #[test]
+    fn tolerates_threads_that_are_in_a_sub_interpreter() {
+        let threads = threads(4);
+        let mut words = glibc(&threads, 0x310, 0);
+        for thread in &threads[1..] {
+            let other = 0x9000 + thread.address * 0x100;
+            words.0.insert(thread.thread_id + 0x318, other);
+        }
+        // Nothing there is a state of this thread.
+        assert_eq!(locate(&words, &threads, 0, THREAD_ID), None);
+        for thread in &threads[1..] {
+            let other = 0x9000 + thread.address * 0x100;
+            words.0.insert(other + 0x98, thread.thread_id);
+        }
+        assert!(locate(&words, &threads, 0, THREAD_ID).is_some());
+        // One at least must have its own.
+        words.0.insert(threads[0].thread_id + 0x318, 0x77);
+        assert_eq!(locate(&words, &threads, 0, THREAD_ID), None);
     }
 
     #[test]
     fn nothing_is_found_where_nothing_is() {
-        assert_eq!(locate(&Words::default(), &threads(3), 0), None);
-        assert_eq!(locate(&Words::default(), &[], 0), None);
+        assert_eq!(locate(&Words::default(), &threads(3), 0, THREAD_ID), None);
+        assert_eq!(locate(&Words::default(), &[], 0, THREAD_ID), None);
         let garbage = [Thread {
             address: 0,
             thread_id: u64::MAX,
         }];
-        assert_eq!(locate(&Words::default(), &garbage, u32::MAX), None);
+        assert_eq!(
+            locate(&Words::default(), &garbage, u32::MAX, THREAD_ID),
+            None
+        );
     }
 }

@@ -1,0 +1,201 @@
+//! The interpreters that tests read, and Python programs that run in them.
+//!
+//! pyenv's, the system's own, and those of other systems that `cargo xtask
+//! roots` unpacks or builds. One that is not there fails its test, unless
+//! `OTEL_EBPF_ALLOW_MISSING_PYTHONS=1` is set, or for those of other systems
+//! `OTEL_EBPF_ALLOW_MISSING_ROOTS=1`.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use anyhow::{Context, Result};
+
+/// An interpreter of this machine or of a root directory.
+#[derive(Clone, Debug)]
+pub struct Python {
+    /// The program, as its own root has it.
+    pub program: PathBuf,
+    /// Where it must be run with `chroot`.
+    pub root: Option<PathBuf>,
+}
+
+impl Python {
+    /// Of pyenv's versions the one such as `3.12`.
+    pub fn pyenv(series: &str) -> Option<Self> {
+        let home = std::env::var_os("HOME").unwrap_or_default();
+        let versions = PathBuf::from(home).join(".pyenv/versions");
+        let found = std::fs::read_dir(&versions)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .find(|entry| {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                name.strip_prefix(series)
+                    .is_some_and(|rest| rest.starts_with('.'))
+            });
+        present(
+            found.map(|entry| Self::here(entry.path().join("bin/python"))),
+            &format!("Python {series} in {}", versions.display()),
+        )
+    }
+
+    /// The system's.
+    pub fn system() -> Option<Self> {
+        let program = PathBuf::from("/usr/bin/python3");
+        let found = program.exists().then(|| Self::here(program));
+        present(found, "/usr/bin/python3")
+    }
+
+    /// The one of a suite of Debian's, such as `3.9` of `bullseye`.
+    pub fn debian(suite: &str, series: &str) -> Option<Self> {
+        let root = roots().join(suite);
+        let program = PathBuf::from(format!("/usr/bin/python{series}"));
+        let there = root.join(format!("usr/bin/python{series}")).exists();
+        let found = there.then(|| Self {
+            program,
+            root: Some(root.clone()),
+        });
+        let what = format!(
+            "Debian {suite}'s Python {series} in {} (run `cargo xtask roots`)",
+            root.display()
+        );
+        present_if(found, &what, ALLOW_MISSING_ROOTS)
+    }
+
+    /// A build without the GIL.
+    pub fn free_threaded(series: &str) -> Option<Self> {
+        let place = roots().join(format!("free-threaded-{series}"));
+        let program = place.join("python");
+        let found = program.exists().then(|| Self::here(program));
+        let what = format!(
+            "free-threaded Python {series} in {} (run `cargo xtask roots`)",
+            place.display()
+        );
+        present_if(found, &what, ALLOW_MISSING_ROOTS)
+    }
+
+    /// A program of this machine.
+    pub fn here(program: PathBuf) -> Self {
+        Self {
+            program,
+            root: None,
+        }
+    }
+
+    /// The command that runs it.
+    pub fn command(&self) -> Command {
+        match &self.root {
+            None => Command::new(&self.program),
+            Some(root) => {
+                let mut command = Command::new("chroot");
+                command.arg(root).arg(&self.program);
+                command
+            }
+        }
+    }
+
+    /// Makes a script of ours known to it; returns the path that it has there.
+    pub fn script(&self, script: &Path) -> Result<PathBuf> {
+        let name = script.file_name().context("a script has a name")?;
+        match &self.root {
+            None => Ok(script.to_owned()),
+            Some(root) => {
+                std::fs::copy(script, root.join(name))?;
+                Ok(Path::new("/").join(name))
+            }
+        }
+    }
+}
+
+/// What was found, or `None` if it is missing and that is allowed.
+pub fn present<T>(found: Option<T>, what: &str) -> Option<T> {
+    present_if(found, what, "OTEL_EBPF_ALLOW_MISSING_PYTHONS")
+}
+
+#[expect(clippy::print_stderr, reason = "a test that is skipped must say so")]
+fn present_if<T>(found: Option<T>, what: &str, variable: &str) -> Option<T> {
+    if found.is_none() {
+        let allowed = std::env::var_os(variable).is_some_and(|it| it == "1");
+        assert!(allowed, "missing: {what}");
+        eprintln!("skipped, missing: {what}");
+    }
+    found
+}
+
+/// A child that is talked to line by line, and ends with the test.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Running {
+    /// Starts any program.
+    pub fn start(command: &mut Command) -> Result<Self> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {command:?}"))?;
+        let output = BufReader::new(child.stdout.take().context("piped")?);
+        Ok(Self { child, output })
+    }
+
+    /// Runs Python code.
+    pub fn python(python: &Python, code: impl AsRef<OsStr>) -> Result<Self> {
+        Self::start(python.command().arg("-c").arg(code))
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line of output; an ended child gives an empty one.
+    pub fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        line.truncate(line.trim_end().len());
+        Ok(line)
+    }
+
+    /// Writes to its input.
+    pub fn tell(&mut self, text: &str) -> Result<()> {
+        let input = self.child.stdin.as_mut().context("its input is closed")?;
+        input.write_all(text.as_bytes())?;
+        input.flush().map_err(Into::into)
+    }
+
+    /// Closes its input, and waits until it has closed its output; it is still
+    /// to be waited for.
+    pub fn end_input(&mut self) -> Result<()> {
+        drop(self.child.stdin.take());
+        std::io::copy(&mut self.output, &mut std::io::sink())?;
+        Ok(())
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> Result<()> {
+        self.child.wait().map(drop).map_err(Into::into)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+/// Set where `cargo xtask roots` could not make everything.
+const ALLOW_MISSING_ROOTS: &str = "OTEL_EBPF_ALLOW_MISSING_ROOTS";
+
+fn roots() -> PathBuf {
+    std::env::var_os("OTEL_EBPF_ROOTS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/roots"),
+        PathBuf::from,
+    )
+}

@@ -1,0 +1,217 @@
+//! Interpreters of other systems than this one: Debian's, in a root directory
+//! each under `target/roots`, which tests enter with `chroot`; and
+//! free-threaded ones, which Debian does not have, built from its source.
+//!
+//! Distributions strip their interpreters and link them as they please, so
+//! what holds for a self-built one need not hold for theirs. What cannot be
+//! had is told, and the tests do without.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+
+use crate::debian::Apt;
+use crate::group::run;
+use crate::{say, target};
+
+/// A Python of a suite of Debian's.
+struct Python {
+    suite: &'static str,
+    minor: u32,
+}
+
+/// What the tests read. Of 3.15 no structures are known: what is said of such
+/// a process is tested with it.
+const PYTHONS: &[Python] = &[
+    Python {
+        suite: "bullseye",
+        minor: 9,
+    },
+    Python {
+        suite: "trixie",
+        minor: 13,
+    },
+    Python {
+        suite: "forky",
+        minor: 14,
+    },
+    Python {
+        suite: "forky",
+        minor: 15,
+    },
+];
+
+/// Whose source the free-threaded interpreters are built from.
+const FREE_THREADED: &[Python] = &[
+    Python {
+        suite: "trixie",
+        minor: 13,
+    },
+    Python {
+        suite: "forky",
+        minor: 14,
+    },
+];
+
+/// Makes what is not there yet; returns what cannot be had, with the reason.
+pub(crate) fn ensure() -> Vec<String> {
+    let mut missing = Vec::new();
+    if cfg!(not(target_arch = "x86_64")) {
+        missing.push("Debian's interpreters (the roots are for x86_64)".to_owned());
+        return missing;
+    }
+    for python in PYTHONS {
+        if let Err(error) = python.ensure() {
+            let Python { suite, minor } = python;
+            missing.push(format!("Debian {suite}'s Python 3.{minor} ({error:#})"));
+        }
+    }
+    for python in FREE_THREADED {
+        if let Err(error) = python.ensure_free_threaded() {
+            let minor = python.minor;
+            missing.push(format!("free-threaded CPython 3.{minor} ({error:#})"));
+        }
+    }
+    missing
+}
+
+/// `cargo xtask roots`.
+pub(crate) fn run_task() -> Result<()> {
+    for python in ensure() {
+        println!("MISSING: {python}");
+    }
+    println!("{}", directory().display());
+    Ok(())
+}
+
+/// Where the roots are.
+pub(crate) fn directory() -> PathBuf {
+    target().join("roots")
+}
+
+impl Python {
+    /// Unpacks it, with all that it needs, into the suite's root.
+    fn ensure(&self) -> Result<()> {
+        let package = self.package();
+        let root = directory().join(self.suite);
+        let stamp = root.join(format!(".{package}.complete"));
+        if stamp.is_file() {
+            return Ok(());
+        }
+        say(format!("downloading Debian {}'s {package}", self.suite));
+        let apt = Apt::with(&directory(), self.suite)?;
+        apt.install(&[&package], &root)?;
+        let program = format!("/usr/bin/{package}");
+        if !root.join(program.trim_start_matches('/')).exists() {
+            bail!("{package} has no {program}");
+        }
+        fs::write(stamp, "").map_err(Into::into)
+    }
+
+    /// Builds it without the GIL. The build's own directory is where it runs.
+    fn ensure_free_threaded(&self) -> Result<()> {
+        let place = directory().join(format!("free-threaded-3.{}", self.minor));
+        if place.join("python").is_file() {
+            return Ok(());
+        }
+        say(format!(
+            "building a free-threaded Python 3.{} (some minutes, once)",
+            self.minor
+        ));
+        fs::create_dir_all(directory())?;
+        let building = tempfile::tempdir_in(directory())?;
+        self.unpack_source(building.path())?;
+        let source = building.path().join("source");
+        let log = directory().join(format!("free-threaded-3.{}.log", self.minor));
+        let jobs = thread::available_parallelism().map_or(1, usize::from);
+        // It finds its library relative to its program, so it may be moved.
+        let steps: [&[&str]; 2] = [
+            &["./configure", "--disable-gil", "CFLAGS=-O1 -g0"],
+            &["make", &format!("-j{jobs}"), "python", "sharedmods"],
+        ];
+        for step in steps {
+            logged(step, &source, &log)?;
+        }
+        fs::rename(&source, &place).map_err(Into::into)
+    }
+
+    /// The original source of the suite's package, as `source` below a
+    /// directory.
+    fn unpack_source(&self, directory_of_it: &Path) -> Result<()> {
+        let apt = Apt::with_source(&directory(), self.suite)?;
+        run(apt
+            .command("apt-get")
+            .args(["--quiet=2", "--download-only", "source"])
+            .arg(self.package())
+            .current_dir(directory_of_it))?;
+        let archive = fs::read_dir(directory_of_it)?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| is_original_source(&path.to_string_lossy()))
+            .context("the source package has no original source")?;
+        let source = directory_of_it.join("source");
+        fs::create_dir(&source)?;
+        run(Command::new("tar")
+            .args(["--strip-components=1", "-xf"])
+            .arg(&archive)
+            .arg("-C")
+            .arg(&source))
+    }
+
+    fn package(&self) -> String {
+        format!("python3.{}", self.minor)
+    }
+}
+
+/// Whether a file of a source package is the original source, and not its
+/// signature or what Debian adds.
+fn is_original_source(name: &str) -> bool {
+    name.contains(".orig.tar.") && !name.ends_with(".asc")
+}
+
+/// Runs a command whose output goes to a file, which the error names.
+fn logged(command: &[&str], directory: &Path, log: &Path) -> Result<()> {
+    let (program, arguments) = command.split_first().context("no command")?;
+    let file = fs::File::create(log)?;
+    let status = Command::new(program)
+        .args(arguments)
+        .current_dir(directory)
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .status()
+        .with_context(|| format!("cannot start {program}"))?;
+    if !status.success() {
+        bail!("{} failed, see {}", command.join(" "), log.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_source_package_the_original_source_is_taken() {
+        assert!(is_original_source("python3.13_3.13.5.orig.tar.xz"));
+        for other in [
+            "python3.13_3.13.5.orig.tar.xz.asc",
+            "python3.13_3.13.5-2.debian.tar.xz",
+            "python3.13_3.13.5-2.dsc",
+        ] {
+            assert!(!is_original_source(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_step_that_fails_names_its_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let error = logged(&["sh", "-c", "echo why; exit 3"], directory.path(), &log);
+        assert!(error.unwrap_err().to_string().contains("/log"));
+        assert_eq!(fs::read_to_string(log).unwrap(), "why\n");
+    }
+}
