@@ -88,6 +88,7 @@ pub fn cases() -> Vec<Case> {
     let starlette = "frameworks.starlette_app";
     let polite = |service: Service| service.env("APP_MIDDLEWARE", "base");
     let django_asgi = "frameworks.django_asgi_app";
+    let falcon_asgi = "frameworks.falcon_asgi_app";
     let litestar = "frameworks.litestar_app";
     let quart = "frameworks.quart_app";
     vec![
@@ -123,6 +124,8 @@ pub fn cases() -> Vec<Case> {
         ),
         case("django_asgi_asyncio", Service::uvicorn(django_asgi), CLASS),
         case("django_asgi_uvloop", Service::uvloop(django_asgi), CLASS),
+        case("falcon_asgi_asyncio", Service::uvicorn(falcon_asgi), &[]),
+        case("falcon_asgi_uvloop", Service::uvloop(falcon_asgi), &[]),
         case("litestar_asyncio", Service::uvicorn(litestar), &[]),
         case("litestar_uvloop", Service::uvloop(litestar), &[]),
         case("quart_hypercorn", Service::hypercorn(quart), CLASS),

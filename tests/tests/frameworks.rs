@@ -342,6 +342,16 @@ fn django_asgi_uvloop() -> Result<()> {
 }
 
 #[test]
+fn falcon_asgi_asyncio() -> Result<()> {
+    check("falcon_asgi_asyncio")
+}
+
+#[test]
+fn falcon_asgi_uvloop() -> Result<()> {
+    check("falcon_asgi_uvloop")
+}
+
+#[test]
 fn litestar_asyncio() -> Result<()> {
     check("litestar_asyncio")
 }
