@@ -15,7 +15,9 @@ mod message;
 mod modules;
 mod names;
 mod objects;
+mod paths;
 mod resolve;
+mod rules;
 mod segment;
 mod source;
 mod tree;
@@ -34,6 +36,7 @@ use self::handlers::Handlers;
 use self::modules::Modules;
 use self::names::Names;
 use self::objects::Objects;
+use self::paths::Paths;
 use self::source::Sources;
 use self::tree::Tree;
 use crate::insight::Insight;
@@ -133,6 +136,7 @@ struct State {
     sources: Sources,
     handlers: Handlers,
     tree: Tree,
+    paths: Paths,
 }
 
 /// What is known of the frameworks of every traced process.
@@ -231,6 +235,7 @@ impl Python {
             sources: Sources::of(child),
             handlers: Handlers::default(),
             tree: Tree::default(),
+            paths: Paths::default(),
         };
         self.processes.insert(child, state);
     }
@@ -314,6 +319,7 @@ impl State {
             sources: Sources::of(pid),
             handlers: Handlers::default(),
             tree: Tree::default(),
+            paths: Paths::default(),
         })
     }
 

@@ -178,7 +178,7 @@ impl Walker {
     #[inline(always)]
     fn holds(&self, address: u64) -> bool {
         let offset = address.wrapping_sub(self.base);
-        offset % 8 == 0 && offset / 8 < self.heads
+        offset.is_multiple_of(8) && offset / 8 < self.heads
     }
 
     /// Reads the head of the frame at `address`, and what is before it if the

@@ -28,9 +28,13 @@ const NOT_FOUND: u64 = u64::MAX;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub(crate) struct Table {
+    /// Address of the `PyDictKeysObject`.
+    keys: u64,
     /// Address of the entries.
     entries: u64,
-    /// How many there are, deleted ones included.
+    /// Where in the scratch they were read to already, or 0.
+    first: u64,
+    /// How many are looked at, deleted ones included.
     count: u64,
     /// 1 if an entry is hash, key and value, 0 if key and value only.
     hashed: u64,
@@ -44,7 +48,9 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) const NONE: Self = Self {
+        keys: 0,
         entries: 0,
+        first: 0,
         count: 0,
         hashed: 0,
         values: 0,
@@ -61,17 +67,20 @@ pub(crate) fn open_dict<M: Memory>(
     address: u64,
     scratch: &mut Scratch,
 ) -> Result<(), Error> {
-    let type_address = memory.pointer(field(address, layout.object.ob_type))?;
+    known_dict(memory, layout, address, scratch)?;
+    let type_address = word(scratch, layout.object.ob_type);
     let flags = memory.u64(field(type_address, layout.type_object.tp_flags))?;
     if flags & flag::DICT_SUBCLASS == 0 {
         return Err(Error::WrongType);
     }
-    let keys = known_dict(memory, layout, address, scratch)?;
-    open_keys(memory, layout, keys, scratch)
+    open_keys(memory, layout, scratch)
 }
 
 /// Opens the attributes that the object at `address` itself has, wherever its
 /// version and type keep them.
+///
+/// A read is dear and hardly dearer for more bytes: what is before the object
+/// is read with it, and its type as far as anything in it may matter.
 #[inline(always)]
 pub(crate) fn open_attributes<M: Memory>(
     memory: &M,
@@ -80,70 +89,105 @@ pub(crate) fn open_attributes<M: Memory>(
     scratch: &mut Scratch,
 ) -> Result<(), Error> {
     let at = &layout.type_object;
-    let type_address = memory.pointer(field(address, layout.object.ob_type))?;
-    let flags = memory.u64(field(type_address, at.tp_flags))?;
-    scratch.table.values = 0;
+    let own = &layout.instance;
+    let type_address;
     let mut dict = 0;
-    if layout.instance.managed_dict != ABSENT && flags & MANAGED_DICT != 0 {
-        if layout.instance.inline_values != 0 && flags & INLINE_VALUES != 0 {
-            let size = memory.u64(field(type_address, at.tp_basicsize))?;
-            let values = address.wrapping_add(size);
+    scratch.table.values = 0;
+    if own.managed_dict == ABSENT {
+        type_address = memory.pointer(field(address, layout.object.ob_type))?;
+    } else if memory.words(
+        address.wrapping_sub(BEFORE.into()),
+        &mut scratch.words,
+        ((BEFORE + layout.object.size) / 8) as usize,
+    ) {
+        type_address = word(scratch, BEFORE + layout.object.ob_type);
+        dict = word(scratch, BEFORE.wrapping_sub(own.managed_dict));
+        if own.values != ABSENT {
+            scratch.table.values = word(scratch, BEFORE.wrapping_sub(own.values));
+        }
+    } else {
+        // Not a type that keeps something there.
+        type_address = memory.pointer(field(address, layout.object.ob_type))?;
+    }
+    let start = field(type_address, at.tp_basicsize);
+    let short = ((at.tp_dictoffset - at.tp_basicsize) / 8) as usize + 1;
+    let mut keys = 0;
+    if own.managed_dict == ABSENT {
+        if !memory.words(start, &mut scratch.words, short) {
+            return Err(Error::Unreadable);
+        }
+    } else {
+        let cached = layout.heap_type.ht_cached_keys - at.tp_basicsize;
+        if memory.words(start, &mut scratch.words, (cached / 8) as usize + 1) {
+            keys = word(scratch, cached);
+        } else if !memory.words(start, &mut scratch.words, short) {
+            // A type that is defined in C ends earlier.
+            return Err(Error::Unreadable);
+        }
+    }
+    let flags = word(scratch, at.tp_flags - at.tp_basicsize);
+    if own.managed_dict != ABSENT && flags & MANAGED_DICT != 0 {
+        if own.inline_values != 0 && flags & INLINE_VALUES != 0 {
+            let values = address.wrapping_add(word(scratch, 0));
             if memory.u8(field(values, layout.dict_values.valid))? != 0 {
                 scratch.table.values = field(values, layout.dict_values.values);
             }
-        } else if layout.instance.values != ABSENT {
-            scratch.table.values = memory.u64(before(address, layout.instance.values))?;
-        }
-        if scratch.table.values == 0 {
-            dict = memory.pointer(before(address, layout.instance.managed_dict))?;
-            if layout.instance.tagged != 0 && dict & 1 != 0 {
-                // One more byte leads to the values (3.12).
-                scratch.table.values = dict.wrapping_add(1);
-            }
+        } else if own.tagged != 0 && dict & 1 != 0 {
+            // One more byte leads to the values (3.12).
+            scratch.table.values = dict.wrapping_add(1);
         }
     } else {
-        let offset = memory.u64(field(type_address, at.tp_dictoffset))?;
+        scratch.table.values = 0;
+        let offset = word(scratch, at.tp_dictoffset - at.tp_basicsize);
         // Negative where instances differ in size: not followed.
         if offset == 0 || offset > MAX_DICT_OFFSET {
             return Err(Error::WrongType);
         }
         dict = memory.pointer(address.wrapping_add(offset))?;
     }
-    let keys = if scratch.table.values == 0 {
-        known_dict(memory, layout, dict, scratch)?
+    if scratch.table.values == 0 {
+        if dict == 0 {
+            return Err(Error::Null);
+        }
+        known_dict(memory, layout, dict, scratch)?;
     } else {
-        memory.pointer(field(type_address, layout.heap_type.ht_cached_keys))?
-    };
-    open_keys(memory, layout, keys, scratch)
+        scratch.table.keys = keys;
+    }
+    open_keys(memory, layout, scratch)
 }
 
-/// The keys of a dictionary, whose values, if they are apart, go into the
-/// scratch.
+/// The keys of a dictionary, and its values if they are apart.
 #[inline(always)]
 fn known_dict<M: Memory>(
     memory: &M,
     layout: &Layout,
     address: u64,
     scratch: &mut Scratch,
-) -> Result<u64, Error> {
-    let mut values = memory.u64(field(address, layout.dict.ma_values))?;
+) -> Result<(), Error> {
+    let count = (layout.dict.ma_values / 8) as usize + 1;
+    if !memory.words(address, &mut scratch.words, count) {
+        return Err(Error::Unreadable);
+    }
+    scratch.table.keys = word(scratch, layout.dict.ma_keys);
+    let mut values = word(scratch, layout.dict.ma_values);
     if values != 0 {
         values = field(values, layout.dict_values.values);
     }
     scratch.table.values = values;
-    memory.pointer(field(address, layout.dict.ma_keys))
+    Ok(())
 }
 
-/// Opens the entries of a `PyDictKeysObject`.
+/// Opens the entries of the table's `PyDictKeysObject`, which in a small one
+/// are read with its head.
 #[inline(always)]
-fn open_keys<M: Memory>(
-    memory: &M,
-    layout: &Layout,
-    keys: u64,
-    scratch: &mut Scratch,
-) -> Result<(), Error> {
+fn open_keys<M: Memory>(memory: &M, layout: &Layout, scratch: &mut Scratch) -> Result<(), Error> {
     let at = &layout.dict_keys;
-    if !memory.words(keys, &mut scratch.words, KEYS_HEAD_WORDS) {
+    let keys = scratch.table.keys;
+    if keys == 0 {
+        return Err(Error::Null);
+    }
+    let whole = memory.words(keys, &mut scratch.words, SMALL_WORDS);
+    if !whole && !memory.words(keys, &mut scratch.words, KEYS_HEAD_WORDS) {
         return Err(Error::Unreadable);
     }
     let index_bytes;
@@ -170,8 +214,19 @@ fn open_keys<M: Memory>(
         index_bytes = size * width;
         scratch.table.hashed = 1;
     }
-    scratch.table.count = word(scratch, at.dk_nentries);
-    scratch.table.entries = field(keys, at.dk_indices).wrapping_add(index_bytes);
+    let mut count = word(scratch, at.dk_nentries);
+    if count > MAX_ENTRIES {
+        count = MAX_ENTRIES;
+    }
+    scratch.table.count = count;
+    let head = u64::from(at.dk_indices) + index_bytes;
+    scratch.table.entries = keys.wrapping_add(head);
+    let words = head / 8 + count * (2 + scratch.table.hashed);
+    scratch.table.first = if whole && head % 8 == 0 && words <= SMALL_WORDS as u64 {
+        head / 8
+    } else {
+        0
+    };
     Ok(())
 }
 
@@ -183,19 +238,18 @@ fn open_keys<M: Memory>(
 /// and follow what comes after once for every entry.
 #[inline(always)]
 pub(crate) fn find<M: Memory>(memory: &M, key: u64, scratch: &mut Scratch) -> Result<u64, Error> {
-    if scratch.table.count > MAX_ENTRIES {
-        scratch.table.count = MAX_ENTRIES;
-    }
     let scratch = black_box(scratch);
     let count = scratch.table.count & MAX_ENTRIES;
     let hashed = scratch.table.hashed & 1;
     let stride = 2 + hashed;
     let entries = scratch.table.entries;
-    if !memory.words(entries, &mut scratch.words, (count * stride) as usize) {
+    if scratch.table.first == 0
+        && !memory.words(entries, &mut scratch.words, (count * stride) as usize)
+    {
         return Err(Error::Unreadable);
     }
     // The hash comes before the key.
-    let mut at = hashed as usize;
+    let mut at = (scratch.table.first + hashed) as usize;
     scratch.table.found = NOT_FOUND;
     for index in 0..MAX_ENTRIES {
         if index >= count {
@@ -224,16 +278,10 @@ pub(crate) fn find<M: Memory>(memory: &M, key: u64, scratch: &mut Scratch) -> Re
     Ok(value)
 }
 
-/// The address `offset` bytes before `base`.
-#[inline(always)]
-fn before(base: u64, offset: u32) -> u64 {
-    base.wrapping_sub(u64::from(offset))
-}
-
 /// The aligned 64-bit field at `offset` of what was read.
 #[inline(always)]
 fn word(scratch: &Scratch, offset: u32) -> u64 {
-    u64::from_le(scratch.words[(offset / 8) as usize % KEYS_HEAD_ROOM])
+    u64::from_le(scratch.words[(offset / 8) as usize % WORDS])
 }
 
 /// The byte at `offset` of what was read.
@@ -257,5 +305,8 @@ const MAX_DICT_OFFSET: u64 = 1 << 16;
 
 /// Words of a `PyDictKeysObject` up to its indices.
 const KEYS_HEAD_WORDS: usize = 5;
-/// The next power of two, for masks.
-const KEYS_HEAD_ROOM: usize = 8;
+/// Words of a small one with its entries: 20 attributes have room.
+const SMALL_WORDS: usize = 64;
+/// Bytes before an object that are read with it: where a type may say that
+/// instances have their dictionary or their values.
+const BEFORE: u32 = 32;

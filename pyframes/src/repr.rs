@@ -6,7 +6,9 @@
 //! are left out, so that the text is the same in every run.
 //!
 //! Bounded in every direction, see [`Limits`]; what was cut is marked by
-//! `...`, and what could not be read is `<unreadable>`.
+//! `...`, and what could not be read is `<unreadable>`. Which characters are
+//! escaped follows the Unicode version of this crate's compiler: a character
+//! that is younger than the interpreter is written, where Python escapes it.
 
 mod bounds;
 mod number;
@@ -400,12 +402,23 @@ impl<M: Memory, W: Write> Writer<'_, '_, M, W> {
     }
 
     fn builtin_function(&mut self, address: u64) -> Result<(), Failure> {
-        // `PyCFunctionObject`: `m_ml`, whose first field is `ml_name`.
+        // `PyCFunctionObject`: `m_ml`, whose first field is `ml_name`, and
+        // `m_self`.
         let definition = self.pointer(address, self.layout.object.size)?;
         let name = self.memory.pointer(definition)?;
         let mut buffer = [0; MAX_NAME];
-        let name = text::read_c_string(self.memory, name, &mut buffer)?;
-        Ok(write!(self.out, "<built-in function {}>", name.text)?)
+        let name = text::read_c_string(self.memory, name, &mut buffer)?.text;
+        let instance = self
+            .memory
+            .u64(field(address, self.layout.object.size + 8))?;
+        let of_module = instance == 0 || self.classify(instance)?.kind == Kind::Module;
+        if of_module {
+            return Ok(write!(self.out, "<built-in function {name}>")?);
+        }
+        write!(self.out, "<built-in method {name} of ")?;
+        let class = object::type_of(self.memory, self.layout, instance)?;
+        let class = object::type_name(self.memory, self.layout, class, &mut buffer)?;
+        Ok(write!(self.out, "{} object>", class.text)?)
     }
 
     fn method(&mut self, address: u64) -> Result<(), Failure> {

@@ -219,6 +219,8 @@ def values():
         "lambda": lambda: 0,
         "method": Plain(1, 2).method,
         "builtin": len,
+        "builtin method": [].append,
+        "builtin of a type": dict.fromkeys,
         "class": Plain,
         "nested class": Derived.Inner,
         "builtin class": dict,

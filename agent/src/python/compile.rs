@@ -154,6 +154,10 @@ impl<'a, M: Memory> Compiler<'a, M> {
                 let (local, path) = draft.server?.environ;
                 (Some(local), path)
             }
+            Start::Application => {
+                let (local, path) = draft.server?.application;
+                (Some(local), path)
+            }
             Start::Iterable => {
                 let (local, path) = draft.server?.iterable;
                 (Some(local), path)

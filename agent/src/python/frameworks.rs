@@ -10,6 +10,8 @@
 
 use abi::record::{moment, value};
 
+use super::paths::Style;
+
 /// What a value says about the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Role {
@@ -31,6 +33,13 @@ pub(super) enum Role {
     ViewName,
     /// The application.
     Application,
+    /// A WSGI application whose routes the path tells.
+    Wsgi(Style),
+    /// The path of the request, as WSGI has it.
+    Path,
+    /// The object whose class serves the request, in the rules of
+    /// [`Role::Application`].
+    Instance,
     /// The method of the request, to choose a class's method by.
     Method,
     /// An exception that nobody handled.
@@ -59,6 +68,8 @@ pub(super) enum Start {
     Local(&'static str),
     /// At the WSGI environment; rows of [`Place::WsgiServers`] only.
     Environ,
+    /// At the WSGI application; rows of [`Place::WsgiServers`] only.
+    Application,
     /// At what the WSGI application returned; rows of [`Place::WsgiServers`]
     /// only.
     Iterable,
@@ -149,6 +160,8 @@ pub(super) struct WsgiServer {
     pub(super) function: &'static str,
     /// Local variable and path to the environment.
     pub(super) environ: (&'static str, &'static [Go]),
+    /// Local variable and path to the application.
+    pub(super) application: (&'static str, &'static [Go]),
     /// Local variable and path to what the application returned.
     pub(super) iterable: (&'static str, &'static [Go]),
 }
@@ -157,10 +170,16 @@ impl Want {
     /// What the last object of the path is taken for.
     pub(super) fn terminal(&self) -> u32 {
         u32::from(match self.role {
-            Role::WholeRoute | Role::SlashlessRoute | Role::ViewName | Role::Method => value::TEXT,
+            Role::WholeRoute
+            | Role::SlashlessRoute
+            | Role::ViewName
+            | Role::Path
+            | Role::Method => value::TEXT,
             Role::Leaf
             | Role::LeafContext
             | Role::Root
+            | Role::Instance
+            | Role::Wsgi(_)
             | Role::Handler
             | Role::Application
             | Role::Default
@@ -216,42 +235,56 @@ pub(super) const WSGI_SERVERS: &[WsgiServer] = &[
         module: "gunicorn.workers.sync",
         function: "SyncWorker.handle_request",
         environ: ("environ", &[]),
+        application: ("self", &[Attribute("wsgi")]),
         iterable: ("respiter", &[]),
     },
     WsgiServer {
         module: "gunicorn.workers.gthread",
         function: "ThreadWorker.handle_request",
         environ: ("environ", &[]),
+        application: ("self", &[Attribute("wsgi")]),
         iterable: ("respiter", &[]),
     },
     WsgiServer {
         module: "gunicorn.workers.base_async",
         function: "AsyncWorker.handle_request",
         environ: ("environ", &[]),
+        application: ("self", &[Attribute("wsgi")]),
         iterable: ("respiter", &[]),
     },
     WsgiServer {
         module: "wsgiref.handlers",
         function: "BaseHandler.run",
         environ: ("self", &[Attribute("environ")]),
+        application: ("application", &[]),
         iterable: ("self", &[Attribute("result")]),
     },
     WsgiServer {
         module: "waitress.task",
         function: "WSGITask.execute",
         environ: ("environ", &[]),
+        application: (
+            "self",
+            &[
+                Attribute("channel"),
+                Attribute("server"),
+                Attribute("application"),
+            ],
+        ),
         iterable: ("app_iter", &[]),
     },
     WsgiServer {
         module: "werkzeug.serving",
         function: "WSGIRequestHandler.run_wsgi",
         environ: ("environ", &[]),
+        application: ("self", &[Attribute("server"), Attribute("app")]),
         iterable: ("application_iter", &[]),
     },
     WsgiServer {
         module: "werkzeug.serving",
         function: "WSGIRequestHandler.run_wsgi.<locals>.execute",
         environ: ("environ", &[]),
+        application: ("self", &[Attribute("server"), Attribute("app")]),
         iterable: ("application_iter", &[]),
     },
 ];
@@ -369,6 +402,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
                 &[
                     answering(Role::Leaf, Local("scope"), &[Key("route")]),
                     answering(Role::Root, Local("scope"), &[Key("router")]),
+                    answering(Role::Method, Local("scope"), &[Key("method")]),
                 ],
             ),
             row(
@@ -550,6 +584,12 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
             &[
                 answering(Role::Handler, Local("method"), &[Go::MethodFunction]),
                 answering(Role::Exception, Local("e"), &[]),
+                answering(Role::Instance, Local("self"), &[]),
+                answering(
+                    Role::Application,
+                    Local("self"),
+                    &[Attribute("application")],
+                ),
             ],
         )],
     },
@@ -587,7 +627,7 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
         ],
     },
     // Falcon 3 and 4, where its modules are not compiled. Under WSGI nothing
-    // of the request is left when the server writes.
+    // of the request is left when the server writes but its path.
     Framework {
         name: "falcon",
         module: "falcon.app",
@@ -614,6 +654,15 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
                     raised(Role::Catchers(Catchers::Falcon), Local("self"), &[]),
                 ],
             ),
+            Row {
+                place: Place::WsgiServers,
+                last: true,
+                values: &[
+                    answering(Role::Path, Start::Environ, &[Key("PATH_INFO")]),
+                    answering(Role::Method, Start::Environ, &[Key("REQUEST_METHOD")]),
+                    answering(Role::Wsgi(Style::Falcon), Start::Application, &[]),
+                ],
+            },
             row(
                 "falcon.app",
                 "App.__call__",
@@ -628,6 +677,24 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
                 ],
             ),
         ],
+    },
+    // Pyramid 1.10 to 2.1: likewise.
+    Framework {
+        name: "pyramid",
+        module: "pyramid.router",
+        routes: true,
+        names: &["webob.request"],
+        context_variable: None,
+        handled: &[],
+        unless: &[],
+        rows: &[Row {
+            place: Place::WsgiServers,
+            last: true,
+            values: &[
+                answering(Role::Path, Start::Environ, &[Key("PATH_INFO")]),
+                answering(Role::Wsgi(Style::Pyramid), Start::Application, &[]),
+            ],
+        }],
     },
     // Sanic 22 to 25. It compiles these methods again when it starts.
     Framework {

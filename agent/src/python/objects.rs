@@ -5,7 +5,7 @@
 
 use pyframes::layout::{ABSENT, Layout};
 use pyframes::object::{self, flag};
-use pyframes::{Dict, Error, Memory, text};
+use pyframes::{Dict, Error, Memory, attribute, text};
 
 /// Objects of one interpreter.
 #[derive(Debug)]
@@ -146,6 +146,20 @@ impl<M: Memory> Objects<'_, M> {
         let mut types = self.tuple(self.field(class, self.layout.type_object.tp_mro)?)?;
         types.truncate(MAX_BASES);
         Ok(types)
+    }
+
+    /// Whether an object's type, or one that it derives from, has a module and
+    /// qualified name.
+    pub(super) fn is_instance(&self, object: u64, name: &str) -> bool {
+        let types = self
+            .type_of(object)
+            .and_then(|class| self.mro(class))
+            .unwrap_or_default();
+        types.iter().any(|class| {
+            let mut buffer = [0; MAX_NAME];
+            attribute::qualified_type_name(self.memory, self.layout, *class, &mut buffer)
+                .is_ok_and(|found| found.text == name)
+        })
     }
 
     /// The code object of a function, through what wraps it.

@@ -8,6 +8,8 @@ use pyframes::{Memory, attribute};
 use super::exception::Teller;
 use super::frameworks::{Catchers, FRAMEWORKS, Role, Want};
 use super::objects::Objects;
+use super::paths::Style;
+use super::rules;
 use super::tree::{Leaf, Placed, member};
 use super::values::{self, Item, Text};
 use super::{PythonStats, StackEvent, State};
@@ -64,10 +66,27 @@ pub(super) fn insight(
         }
         placed
     });
-    let matched = placed.is_some() || told.route().is_some() || told.is_its_own_route();
-    let Placed { route, endpoint } = placed.unwrap_or_default();
-    let route = told.route().or(route);
     let method = told.text(Role::Method).map(Text::into_string);
+    let fastapi = placed.as_ref().is_some_and(|placed| placed.fastapi);
+    let matched = placed.is_some();
+    let Placed {
+        route, endpoint, ..
+    } = placed.unwrap_or_default();
+    let by_path = told
+        .application()
+        .zip(told.text(Role::Path))
+        .map(|(application, path)| {
+            let request = (method.as_deref(), path.as_str());
+            state.paths.find(objects, application, request, stack.at)
+        });
+    let by_path = by_path.unwrap_or_default();
+    let route = told
+        .route()
+        .or(route)
+        .or(by_path.route)
+        .or_else(|| told.rule(objects));
+    let matched = matched || route.is_some();
+    let endpoint = endpoint.or(by_path.handler);
     let handler = told.object(Role::Handler).or_else(|| {
         let name = told.text(Role::ViewName)?;
         let application = told.object(Role::Application)?;
@@ -116,7 +135,11 @@ pub(super) fn insight(
             }),
         },
         at: stack.at,
-        framework: told.framework(),
+        framework: if fastapi {
+            Some("fastapi")
+        } else {
+            told.framework()
+        },
         route,
         code,
         exception,
@@ -191,9 +214,19 @@ impl<'a> Told<'a> {
                 .any(|item| item.value.frame == exception.value.frame)
     }
 
-    /// Whether the framework tells the view alone.
-    fn is_its_own_route(&self) -> bool {
-        self.framework() == Some("tornado")
+    /// The application whose routes the path tells.
+    fn application(&self) -> Option<(u64, Style)> {
+        self.items.iter().find_map(|(role, _, item)| match role {
+            Role::Wsgi(style) => Some((item.object()?, *style)),
+            _ => None,
+        })
+    }
+
+    /// The pattern of the rule that leads to the class of what serves.
+    fn rule<M: Memory>(&self, objects: Objects<'_, M>) -> Option<Arc<str>> {
+        let instance = self.of(Role::Instance).next()?;
+        let application = self.object(Role::Application)?;
+        rules::pattern(objects, application, instance.value.type_address)
     }
 
     /// The framework that comes first in the table: those that build on

@@ -38,6 +38,8 @@ pub(super) struct Placed {
     pub(super) route: Option<Arc<str>>,
     /// The view.
     pub(super) endpoint: Option<u64>,
+    /// Whether the router is FastAPI's.
+    pub(super) fastapi: bool,
 }
 
 /// The routes that were looked up.
@@ -83,6 +85,9 @@ fn look_up<M: Memory>(objects: Objects<'_, M>, leaf: Leaf) -> Placed {
             .zip(prefix)
             .map(|(path, prefix)| format!("{prefix}{path}").into()),
         endpoint: member(objects, told_by, "endpoint"),
+        fastapi: leaf
+            .root
+            .is_some_and(|root| objects.is_instance(root, "fastapi.routing.APIRouter")),
     }
 }
 

@@ -249,11 +249,11 @@ impl Reader {
                 Err(error) => Stack::Unreadable(error),
             };
         }
-        match seen.common {
+        match seen.common() {
             None => Stack::Unreadable(failure),
             Some(common) => {
-                let mut frames = self.describe(&common, false).unwrap_or_default();
-                if let Some(moving) = frames.first_mut().filter(|_| seen.moving) {
+                let mut frames = self.describe(&common.frames, false).unwrap_or_default();
+                if let Some(moving) = frames.first_mut().filter(|_| common.moving) {
                     moving.line = None;
                 }
                 Stack::Changing(frames)
@@ -407,14 +407,18 @@ struct Function {
     lines: HashMap<u64, Option<u32>>,
 }
 
-/// What the readings of a changing stack have in common.
+/// The readings of a stack so far.
 #[derive(Default)]
 struct Seen {
-    last: Option<Vec<frame::Frame>>,
-    /// How many readings in a row were like the last one.
+    walks: Vec<Vec<frame::Frame>>,
+    /// How many in a row were like the last one.
     agreeing: u32,
+}
+
+/// What the readings of a changing stack have in common.
+struct Common {
     /// The frames that every reading had, the innermost first.
-    common: Option<Vec<frame::Frame>>,
+    frames: Vec<frame::Frame>,
     /// Whether the innermost of them was at different instructions.
     moving: bool,
 }
@@ -422,33 +426,59 @@ struct Seen {
 impl Seen {
     /// Takes a reading; returns how many in a row are like it.
     fn again(&mut self, walk: &[frame::Frame]) -> u32 {
-        match &mut self.common {
-            None => self.common = Some(walk.to_vec()),
-            Some(common) => {
-                let pairs = common.iter().rev().zip(walk.iter().rev());
-                let n_equal = pairs.clone().take_while(|(a, b)| a == b).count();
-                // It is the same call, come further.
-                let moved = pairs
-                    .clone()
-                    .nth(n_equal)
-                    .is_some_and(|(a, b)| (a.address, a.code) == (b.address, b.code));
-                let n_common = n_equal + usize::from(moved);
-                self.moving = moved || self.moving && n_common == common.len();
-                common.drain(..common.len() - n_common);
-            }
-        }
-        if self.last.as_deref() == Some(walk) {
-            self.agreeing += 1;
-        } else {
-            self.agreeing = 1;
-            self.last = Some(walk.to_vec());
-        }
+        let same = self.walks.last().is_some_and(|last| last == walk);
+        self.agreeing = if same { self.agreeing + 1 } else { 1 };
+        self.walks.push(walk.to_vec());
         self.agreeing
     }
 
     /// A reading that made no sense.
     fn broken(&mut self) {
-        self.last = None;
+        self.agreeing = 0;
+    }
+
+    /// What most readings lead to and those have in common; none without
+    /// readings.
+    ///
+    /// A torn reading may end early, at a frame that was let go of meanwhile
+    /// (up to 3.10), or lead astray. So it is only believed if it comes to the
+    /// frame where more than half of them end.
+    fn common(&self) -> Option<Common> {
+        let end = |walk: &Vec<frame::Frame>| walk.last().map(|last| (last.address, last.code));
+        let first = self.walks.first()?;
+        let outermost = self.walks.iter().map(end).find(|outermost| {
+            let alike = self.walks.iter().filter(|walk| end(walk) == *outermost);
+            alike.count() * 2 > self.walks.len()
+        });
+        let mut common = Common {
+            frames: Vec::with_capacity(first.len()),
+            moving: false,
+        };
+        let mut sound = self
+            .walks
+            .iter()
+            .filter(|walk| Some(end(walk)) == outermost);
+        common.frames.extend(sound.next().into_iter().flatten());
+        for walk in sound {
+            common.narrow(walk);
+        }
+        Some(common)
+    }
+}
+
+impl Common {
+    /// Keeps what this reading has too.
+    fn narrow(&mut self, walk: &[frame::Frame]) {
+        let pairs = self.frames.iter().rev().zip(walk.iter().rev());
+        let n_equal = pairs.clone().take_while(|(a, b)| a == b).count();
+        // It is the same call, come further.
+        let moved = pairs
+            .clone()
+            .nth(n_equal)
+            .is_some_and(|(a, b)| (a.address, a.code) == (b.address, b.code));
+        let n_common = n_equal + usize::from(moved);
+        self.moving = moved || self.moving && n_common == self.frames.len();
+        self.frames.drain(..self.frames.len() - n_common);
     }
 }
 
@@ -509,10 +539,10 @@ mod tests {
             for frames in walks {
                 seen.again(&walk(frames));
             }
-            let common = seen.common.expect("was read");
-            let codes: Vec<_> = common.iter().map(|frame| frame.code).collect();
+            let common = seen.common().expect("was read");
+            let codes: Vec<_> = common.frames.iter().map(|frame| frame.code).collect();
             assert_eq!(
-                (codes.as_slice(), seen.moving),
+                (codes.as_slice(), common.moving),
                 (expected, moving),
                 "{walks:?}"
             );
@@ -523,6 +553,14 @@ mod tests {
         check(&[&[(2, 0), (1, 0)], &[(2, 0), (1, 5)]], &[1], true);
         check(&[&[(2, 0), (1, 0)], &[(1, 0)]], &[1], false);
         check(&[&[(2, 0), (1, 0)], &[]], &[], false);
+        // A reading that ends elsewhere than most is none.
+        let whole: &[(u64, u64)] = &[(3, 0), (2, 0), (1, 0)];
+        check(
+            &[whole, &[(3, 0)], &[(4, 0), (2, 0), (1, 0)]],
+            &[2, 1],
+            false,
+        );
+        check(&[whole, &[], whole], &[3, 2, 1], false);
         // It moved once, and stays moving.
         check(
             &[&[(2, 0), (1, 0)], &[(2, 5), (1, 0)], &[(2, 0), (1, 0)]],
