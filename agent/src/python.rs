@@ -422,38 +422,147 @@ fn key(group: u32, code: u64) -> CodeKey {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Child, Command, Stdio};
+
+    use abi::map::{RAISED, recipes_flag};
+    use pyframes::recipe::op;
+
     use super::*;
 
+    /// A program whose modules are built like a framework's.
+    const PROGRAM: &str = r#"
+import functools, sys, types
+
+def module(name, source):
+    made = types.ModuleType(name)
+    sys.modules[name] = made
+    exec(compile(source, f"/lib/{name}.py", "exec"), made.__dict__)
+    return made
+
+module("flask.globals", "import contextvars\n_cv_request = contextvars.ContextVar('r')")
+module("flask.ctx", "def use(request): return request.url_rule.rule, request.url_rule.endpoint")
+flask = module("flask.app", """
+class Flask:
+    def wsgi_app(self, environ, start_response):
+        ctx = self.request_context(environ)
+        error = None
+        return (lambda: ctx), error, ctx.request.method
+""")
+# As an instrumentation does.
+inner = flask.Flask.wsgi_app
+@functools.wraps(inner)
+def outer(*arguments):
+    return inner(*arguments)
+flask.Flask.wsgi_app = outer
+print("ready", flush=True)
+input()
+module("bottle", """
+class Bottle:
+    def _handle(self, environ):
+        raise KeyError("bottle.route")
+    def use(self, route):
+        return route.rule, route.callback
+""")
+print("ready", flush=True)
+input()
+"#;
+
+    struct Running(Child, BufReader<std::process::ChildStdout>);
+
+    impl Running {
+        fn start() -> Self {
+            let mut child = Command::new("python3")
+                .args(["-c", PROGRAM])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("python3 starts");
+            let out = BufReader::new(child.stdout.take().expect("piped"));
+            let mut running = Self(child, out);
+            running.ready();
+            running
+        }
+
+        fn ready(&mut self) {
+            let mut line = String::new();
+            self.1.read_line(&mut line).expect("a line");
+            assert_eq!(line, "ready\n");
+        }
+
+        fn go_on(&mut self) {
+            use std::io::Write as _;
+            let stdin = self.0.stdin.as_mut().expect("piped");
+            stdin.write_all(b"\n").expect("written");
+            stdin.flush().expect("flushed");
+            self.ready();
+        }
+    }
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            let _gone = self.0.kill();
+            let _gone = self.0.wait();
+        }
+    }
+
     #[test]
-    fn dev() {
-        let Ok(pid) = std::env::var("DEV_PID") else {
-            return;
-        };
-        tracing_subscriber::fmt()
-            .with_max_level(tracing::Level::DEBUG)
-            .init();
-        let process = Process::open(pid.parse().expect("number")).expect("open");
+    fn prepares_what_is_imported_and_again_when_more_is() {
+        let mut running = Running::start();
+        let pid = running.0.id();
+        let process = Process::open(pid).expect("opened");
         let interpreter = Interpreter::find(&process).expect("python");
         let mut python = Python::new();
-        let start = Instant::now();
-        let prepared = python
-            .prepare(&process, &interpreter, Instant::now(), true)
-            .expect("prepared");
-        println!("{:?}", start.elapsed());
-        println!(
-            "{} {:?} {:?}",
-            prepared.install.len(),
-            prepared.server,
-            prepared.messages
-        );
-        let objects = Objects {
-            memory: &process,
-            layout: &interpreter.layout,
+        let now = Instant::now();
+        let first = python
+            .prepare(&process, &interpreter, now, true)
+            .expect("something to do");
+        assert!(first.reset && !first.raised);
+        assert_ne!(first.context_variable, 0);
+        assert_eq!(first.flags, target_flag::STACK_AT_REQUEST);
+        let [(key, recipes)] = first.install.as_slice() else {
+            panic!("one function: {:?}", first.install);
         };
-        for (key, recipes) in &prepared.install {
-            let state = python.processes.get_mut(&process.pid()).expect("state");
-            let (_, known) = state.names.code(objects, key.code).expect("code");
-            println!("{} x{}", known.location.function, recipes.count);
+        assert_eq!(key.group, first.group);
+        assert_eq!(recipes.count, 5);
+        assert_eq!(recipes.flags & recipes_flag::LAST, recipes_flag::LAST);
+        // `ctx` is shared with the function within, `error` is not.
+        let route = &recipes.recipes[0].steps;
+        let steps: Vec<_> = route.iter().map(|step| step.op).take(5).collect();
+        let attribute = op::ATTRIBUTE;
+        assert_eq!(steps, [op::CELL, attribute, attribute, attribute, op::END]);
+        assert_eq!(recipes.recipes[4].steps[0].op, op::END);
+        assert!(python.prepare(&process, &interpreter, now, false).is_none());
+
+        python.forked(pid + 1, pid);
+        running.go_on();
+        let second = python
+            .prepare(&process, &interpreter, now + PAUSE, false)
+            .expect("something new");
+        assert_ne!(second.group, first.group);
+        assert!(second.raised);
+        assert_eq!(second.install.len(), 2);
+        assert!(
+            second
+                .install
+                .iter()
+                .any(|(_, recipes)| recipes.recipes[0].slot == RAISED)
+        );
+        // Nobody has the first group, as there is no such child.
+        assert_eq!(second.remove.len(), 2);
+        let gone = python.forgotten(pid);
+        assert_eq!(gone.len(), 2);
+        assert!(gone.iter().all(|key| key.group == second.group));
+    }
+
+    #[test]
+    fn every_value_has_an_id_of_its_own_and_every_function_room() {
+        let python = Python::new();
+        assert!(python.wants.len() < usize::from(u16::MAX));
+        for framework in FRAMEWORKS {
+            for row in framework.rows {
+                assert!(row.values.len() <= abi::map::MAX_RECIPES, "{row:?}");
+            }
         }
     }
 }

@@ -37,7 +37,7 @@ pub(super) fn excerpt(
     } else {
         let count = ((end_line - line) as usize + 1).min(MAX_LINES);
         let original: Vec<&str> = (0..count as u32)
-            .map(|idx| text_at(lines, line + idx).trim_end())
+            .map(|idx| text_at(lines, line.saturating_add(idx)).trim_end())
             .collect();
         if original.iter().any(|line| !line.trim().is_empty()) {
             all_lines(&original, columns, into);
@@ -336,4 +336,92 @@ fn dedent(lines: &[&str]) -> Vec<Vec<char>> {
                 .collect(),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The excerpt for an expression that is marked in a source with `«»`.
+    fn check(minor: u8, source: &str, expected: &str) {
+        let mut position = None;
+        let mut lines = Vec::new();
+        let mut start = (0, 0);
+        for (line, text) in (1..).zip(source.lines()) {
+            let mut plain = text.to_owned();
+            if let Some(at) = plain.find('«') {
+                plain = plain.replace('«', "");
+                start = (line, at as u32);
+            }
+            if let Some(at) = plain.find('»') {
+                plain = plain.replace('»', "");
+                position = Some(Position {
+                    line: start.0,
+                    end_line: Some(line),
+                    column: Some(start.1),
+                    end_column: Some(at as u32),
+                });
+            }
+            lines.push(plain);
+        }
+        let mut found = String::new();
+        excerpt(&lines, start.0, position.as_ref(), minor, &mut found);
+        assert_eq!(found, expected, "3.{minor} {source}");
+    }
+
+    // What is expected was printed by Python 3.12.1 and 3.13.0.
+
+    #[test]
+    fn marks_a_line_since_3_11() {
+        check(10, "    x = «f(1)»", "    x = f(1)\n");
+        check(12, "    x = «f(1)»", "    x = f(1)\n        ^^^^\n");
+        check(12, "    «raise E()»", "    raise E()\n");
+        check(
+            12,
+            "    return «a + b» * c",
+            "    return a + b * c\n           ~~^~~\n",
+        );
+        check(12, "  «a['b']['c']»", "    a['b']['c']\n    ~~~~~~^^^^^\n");
+        check(12, "    x = «f(\n        1)»", "    x = f(\n        ^^\n");
+        check(12, "    «(a)+(b)»", "    (a)+(b)\n    ~~~^^~~\n");
+    }
+
+    #[test]
+    fn marks_all_lines_and_calls_since_3_13() {
+        check(13, "    x = «f(1)»", "    x = f(1)\n");
+        check(13, "    «f(1)» + 1", "    f(1) + 1\n    ~^^^\n");
+        check(13, "    «raise E()»", "    raise E()\n");
+        check(
+            13,
+            "    return «a.b(1)»",
+            "    return a.b(1)\n           ~~~^^^\n",
+        );
+        check(
+            13,
+            "    x = «f(\n        1,\n    )» + 2",
+            "    x = f(\n        ~^\n        1,\n        ^^\n    ) + 2\n    ^\n",
+        );
+    }
+
+    #[test]
+    fn hostile_positions_do_no_harm() {
+        let lines: Vec<String> = ["", "ä = (", "\t)"].map(str::to_owned).to_vec();
+        for minor in [8, 11, 12, 13, 14] {
+            for line in 0..5 {
+                for (column, end_column) in [(0, 0), (1, 2), (9, 3), (u32::MAX, u32::MAX)] {
+                    for end_line in [0, 2, 4, u32::MAX] {
+                        let position = Position {
+                            line,
+                            end_line: Some(end_line),
+                            column: Some(column),
+                            end_column: Some(end_column),
+                        };
+                        let mut into = String::new();
+                        excerpt(&lines, line, Some(&position), minor, &mut into);
+                        assert!(into.len() < 100_000);
+                    }
+                }
+            }
+        }
+    }
 }

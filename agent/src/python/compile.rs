@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use abi::map::{MAX_RECIPES, RAISED, Recipe, Recipes, recipes_flag};
 use pyframes::code::{self, Code};
+use pyframes::object::{check_instance, flag};
 use pyframes::recipe::{MAX_STEPS, Step, op};
 use pyframes::{Error, Memory};
 
@@ -342,13 +343,21 @@ impl<'a, M: Memory> Compiler<'a, M> {
         let Ok(entries) = self.objects.dict(namespace) else {
             return codes;
         };
+        // What others have wrapped is the module's all the same.
         let own = |callable: u64| {
-            let function = self.objects.function(callable)?;
-            let globals = self
-                .objects
-                .field(function, layout.function.func_globals)
-                .ok()?;
-            (globals == namespace).then(|| self.objects.code_of(function))?
+            let mut at = callable;
+            for _ in 0..MAX_WRAPPERS {
+                let function = self.objects.function(at)?;
+                let globals = self
+                    .objects
+                    .field(function, layout.function.func_globals)
+                    .ok()?;
+                if globals == namespace {
+                    return self.objects.code_of(function);
+                }
+                at = self.objects.wrapped(function)?;
+            }
+            None
         };
         for entry in entries.entries(memory).flatten() {
             found.string(entry.key);
@@ -383,13 +392,15 @@ impl<M: Memory> Strings<'_, M> {
         if !self.seen.insert(object) {
             return true;
         }
-        match self.objects.name(object) {
-            Ok(text) => {
-                self.names.entry(text).or_insert(object);
-                true
-            }
-            Err(error) => error != Error::WrongType,
+        let Objects { memory, layout } = self.objects;
+        if check_instance(memory, layout, object, flag::UNICODE_SUBCLASS).is_err() {
+            return false;
         }
+        // One that is too long is no name.
+        if let Ok(text) = self.objects.name(object) {
+            self.names.entry(text).or_insert(object);
+        }
+        true
     }
 
     /// Takes note of every string that code objects and those within them

@@ -302,8 +302,11 @@ fn catches<M: Memory>(
                 .find_map(|class| entries.iter().find(|entry| entry.key == *class))
                 .and_then(|entry| objects.function(entry.value));
             handler.is_some_and(|handler| {
-                let module = objects.module_of(handler);
-                !module.is_some_and(|module| module.starts_with("falcon."))
+                let module = objects.module_of(handler).unwrap_or_default();
+                let name = objects
+                    .name_in(handler, layout.function.func_name)
+                    .unwrap_or_default();
+                !module.starts_with("falcon.") && name != "_python_error_handler"
             })
         }
         // Looking it up has put the very type there.
