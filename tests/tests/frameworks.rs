@@ -17,7 +17,7 @@ use otel_ebpf_tests::truth::{self, Told};
 use otel_ebpf_tests::{trace, traceback};
 
 /// A part of the path of every file of the applications.
-const FOLDER: &str = "/frameworks/";
+const FOLDER: &str = "/apps/frameworks/";
 
 /// Sends the requests to an application under the agent and compares.
 fn check(name: &str) -> Result<()> {

@@ -1,6 +1,7 @@
 """Falcon (WSGI: `gunicorn frameworks.falcon_app:app`)."""
 
 import os
+import sys
 
 import falcon
 import httpx
@@ -25,12 +26,12 @@ class Tell:
         )
 
 
-class Application(falcon.App):
-    """Keeps the error for which Falcon answers 500 by itself."""
+class Request(falcon.Request):
+    """Keeps the error for which Falcon answers 500 by itself, and logs it."""
 
-    def _python_error_handler(self, request, response, error, params):
-        request.context.unhandled = error
-        super()._python_error_handler(request, response, error, params)
+    def log_error(self, message):
+        self.context.unhandled = sys.exception()
+        super().log_error(message)
 
 
 class Plain:
@@ -104,7 +105,7 @@ class Unavailable:
         raise falcon.HTTPServiceUnavailable()
 
 
-app = Application(middleware=[Tell()])
+app = falcon.App(middleware=[Tell()], request_type=Request)
 app.add_error_handler(basket.OutOfStock, out_of_stock)
 app.add_route("/plain", Plain())
 app.add_route("/users/{user_id:int}", User())

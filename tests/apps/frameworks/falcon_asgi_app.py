@@ -1,6 +1,8 @@
 """Falcon, as ASGI: `uvicorn frameworks.falcon_asgi_app:app`."""
 
+import logging
 import os
+from contextvars import ContextVar
 
 import falcon
 import falcon.asgi
@@ -8,9 +10,14 @@ import httpx
 
 from frameworks import basket, truth
 
+unhandled = ContextVar("unhandled", default=None)
+
 
 class Tell:
     """Middleware that tells of each request what Falcon found."""
+
+    async def process_request(self, request, response):
+        unhandled.set(None)
 
     async def process_response(self, request, response, resource, succeeded):
         handler = None
@@ -22,16 +29,16 @@ class Tell:
             response.status_code,
             request.uri_template,
             handler,
-            getattr(request.context, "unhandled", None),
+            unhandled.get(),
         )
 
 
-class Application(falcon.asgi.App):
-    """Keeps the error for which Falcon answers 500 by itself."""
+class Errors(logging.Handler):
+    """Keeps the error for which Falcon answers 500 by itself, and logs it."""
 
-    async def _python_error_handler(self, request, response, error, params, ws=None):
-        request.context.unhandled = error
-        await super()._python_error_handler(request, response, error, params, ws=ws)
+    def emit(self, record):
+        if record.exc_info:
+            unhandled.set(record.exc_info[1])
 
 
 class Plain:
@@ -105,7 +112,8 @@ class Unavailable:
         raise falcon.HTTPServiceUnavailable()
 
 
-app = Application(middleware=[Tell()])
+logging.getLogger("falcon").addHandler(Errors())
+app = falcon.asgi.App(middleware=[Tell()])
 app.add_error_handler(basket.OutOfStock, out_of_stock)
 app.add_route("/plain", Plain())
 app.add_route("/users/{user_id:int}", User())
