@@ -66,6 +66,24 @@ pub fn difference(found: &str, expected: &str, folder: &str) -> Option<String> {
     (!differences.is_empty()).then_some(differences)
 }
 
+/// The text without the frames of files in this folder.
+pub fn without_frames_of(text: &str, folder: &str) -> String {
+    let mut kept = String::new();
+    let mut left_out = false;
+    for line in text.lines() {
+        if line.starts_with("  File ") {
+            left_out = line.contains(folder);
+        } else if !line.starts_with("  ") {
+            left_out = false;
+        }
+        if !left_out {
+            kept += line;
+            kept.push('\n');
+        }
+    }
+    kept
+}
+
 /// Whether two texts are of the same frame. Of code that was compiled from a
 /// text, with a file name that is none, Python shows whatever line of the
 /// module's file has that number (`linecache.lazycache`, as of Sanic's
@@ -150,6 +168,13 @@ ValueError: kaboom
         assert!(difference(&changed, &one, "/apps/").is_some());
         let without = traceback(&[&INNER.replace("           ^^^^^^^\n", "")]);
         assert!(difference(&without, &one, "/apps/").is_some());
+    }
+
+    #[test]
+    fn frames_of_a_folder_can_be_left_out() {
+        let long = traceback(&[&outer(5), INNER]);
+        assert_eq!(without_frames_of(&long, "/lib/"), traceback(&[INNER]));
+        assert_eq!(without_frames_of(&long, "/other/"), long);
     }
 
     #[test]
