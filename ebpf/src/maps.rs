@@ -157,6 +157,8 @@ pub(crate) struct Walk {
     pub(crate) used: u32,
     /// Zero.
     pub(crate) pad: u32,
+    /// The variable that was read last.
+    pub(crate) local: Local,
     /// Frames whose code has recipes.
     pub(crate) hits: [Hit; MAX_HITS],
     /// The exception that is being copied.
@@ -165,6 +167,18 @@ pub(crate) struct Walk {
     pub(crate) stack: Stack,
     /// Frames and values, with room for a length that is not checked yet.
     pub(crate) body: [u8; BODY_BYTES + MAX_VALUE_BYTES],
+}
+
+/// A local variable of a frame.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Local {
+    /// The frame's address, or 0 for none.
+    pub(crate) frame: u64,
+    /// See [`abi::map::Recipe::slot`].
+    pub(crate) slot: u64,
+    /// The object that it holds, or 0 if it is not bound.
+    pub(crate) object: u64,
 }
 
 /// A frame whose code has recipes.

@@ -174,6 +174,12 @@ pub(crate) fn prepare<C: Chain>(
         C::release();
         return None;
     };
+    // Another process may have the same addresses.
+    if walk.stack.group != target.group {
+        walk.scratch.forget_types();
+    }
+    walk.scratch.forget();
+    walk.local.frame = 0;
     walk.tstate = tstate;
     walk.moments = about.moments;
     walk.layout = target.layout;

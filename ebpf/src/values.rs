@@ -10,7 +10,7 @@ use pyframes::object::flag;
 use pyframes::{Layout, Memory, frame, recipe as machine, value as object};
 
 use crate::counters::count;
-use crate::maps::{BODY_BYTES, MAX_HITS, RECIPES, Raised, Walk, step};
+use crate::maps::{BODY_BYTES, Local, MAX_HITS, RECIPES, Raised, Walk, step};
 use crate::stacks::{self, Chain};
 use crate::user::{self, User};
 
@@ -137,13 +137,25 @@ fn run(walk: &mut Walk, layout: &Layout, recipe: &Recipe, frame: u64, place: Pla
     let start = if raised {
         User.u64(at(walk.tstate, layout.tstate.current_exception))
     } else {
-        match frame::local(&User, layout, frame, recipe.slot) {
-            Ok(Some(start)) => Ok(start),
-            Ok(None) => {
-                plain(walk, place, value::NONE, 0, 0, 0);
-                return false;
+        // Recipes of a frame that begin alike come one after the other.
+        if walk.local.frame != frame || walk.local.slot != u64::from(recipe.slot) {
+            let found = frame::local(&User, layout, frame, recipe.slot);
+            walk.local.frame = 0;
+            if let Ok(found) = found {
+                walk.local = Local {
+                    frame,
+                    slot: recipe.slot.into(),
+                    object: found.unwrap_or(0),
+                };
             }
-            Err(error) => Err(error),
+        }
+        if walk.local.frame == 0 {
+            Err(pyframes::Error::Unreadable)
+        } else if walk.local.object == 0 {
+            plain(walk, place, value::NONE, 0, 0, 0);
+            return false;
+        } else {
+            Ok(walk.local.object)
         }
     };
     let Ok(start) = start else {
@@ -208,13 +220,23 @@ fn at(base: u64, offset: u32) -> u64 {
 /// [`ANY`].
 #[inline(always)]
 fn copy<const TEXT: u32>(walk: &mut Walk, layout: &Layout, place: Place, wanted: u8, address: u64) {
-    let Ok(type_address) = object::type_of(&User, layout, address) else {
+    let type_address = if wanted == value::TEXT {
+        object::type_of_text(&User, layout, address, &mut walk.scratch)
+    } else {
+        object::type_of(&User, layout, address)
+    };
+    let Ok(type_address) = type_address else {
         return failed(walk, place, NO_STEP, address, 0);
     };
     if wanted == value::OBJECT {
         return plain(walk, place, value::OBJECT, 0, address, type_address);
     }
-    let Ok(flags) = object::type_flags(&User, layout, type_address) else {
+    let flags = if wanted == ANY {
+        object::type_flags(&User, layout, type_address)
+    } else {
+        object::value_flags(&User, layout, type_address, &mut walk.scratch)
+    };
+    let Ok(flags) = flags else {
         return failed(walk, place, NO_STEP, address, type_address);
     };
     if object::is_text(flags) && (wanted == value::TEXT || wanted == ANY) {

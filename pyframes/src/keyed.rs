@@ -69,9 +69,12 @@ pub(crate) fn open_dict<M: Memory>(
 ) -> Result<(), Error> {
     known_dict(memory, layout, address, scratch)?;
     let type_address = word(scratch, layout.object.ob_type);
-    let flags = memory.u64(field(type_address, layout.type_object.tp_flags))?;
-    if flags & flag::DICT_SUBCLASS == 0 {
-        return Err(Error::WrongType);
+    if type_address != scratch.dict_type {
+        let flags = memory.u64(field(type_address, layout.type_object.tp_flags))?;
+        if flags & flag::DICT_SUBCLASS == 0 {
+            return Err(Error::WrongType);
+        }
+        scratch.dict_type = type_address;
     }
     open_keys(memory, layout, scratch)
 }

@@ -49,6 +49,28 @@ pub struct Step {
     pub key: u64,
 }
 
+/// A step that was taken, and where it led.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+struct Taken {
+    step: Step,
+    /// The object that it began at, or 0 for no step.
+    from: u64,
+    to: u64,
+}
+
+impl Taken {
+    const NONE: Self = Self {
+        step: Step {
+            op: op::END,
+            operand: 0,
+            key: 0,
+        },
+        from: 0,
+        to: 0,
+    };
+}
+
 /// What a run works with: memory that the caller lends, so that the kernel
 /// can keep it in a map.
 #[repr(C)]
@@ -58,6 +80,20 @@ pub struct Scratch {
     object: u64,
     /// How many steps were done.
     done: u64,
+    /// The steps that runs have taken, by their number.
+    taken: [Taken; MAX_STEPS],
+    /// The object that `table` and `words` are of, or 0.
+    opened: u64,
+    /// The [`op`] that opened it.
+    opened_by: u64,
+    /// The object whose first words `words` begins with, or 0.
+    pub(crate) head: u64,
+    /// A type whose instances are dictionaries, or 0.
+    pub(crate) dict_type: u64,
+    /// The type of the value that was copied last, or 0.
+    pub(crate) value_type: u64,
+    /// Its `tp_flags`.
+    pub(crate) value_flags: u64,
     /// The table that is looked into.
     pub(crate) table: Table,
     /// Memory as it was read.
@@ -70,9 +106,42 @@ impl Scratch {
         Self {
             object: 0,
             done: 0,
+            taken: [Taken::NONE; MAX_STEPS],
+            opened: 0,
+            opened_by: 0,
+            head: 0,
+            dict_type: 0,
+            value_type: 0,
+            value_flags: 0,
             table: Table::NONE,
             words: [0; WORDS],
         }
+    }
+
+    /// Forgets what objects held: to be called where they may have changed.
+    ///
+    /// Until then recipes that begin alike take the steps that they share
+    /// once, and a table that is looked into several times is read once.
+    #[inline(always)]
+    pub fn forget(&mut self) {
+        for taken in &mut self.taken {
+            taken.from = 0;
+        }
+        self.overwritten();
+    }
+
+    /// Forgets what types are: to be called for another process.
+    #[inline(always)]
+    pub fn forget_types(&mut self) {
+        self.dict_type = 0;
+        self.value_type = 0;
+    }
+
+    /// Something else is in `words` from now on.
+    #[inline(always)]
+    pub(crate) fn overwritten(&mut self) {
+        self.opened = 0;
+        self.head = 0;
     }
 
     /// The number of the step that the last run failed at, the first being 0.
@@ -102,11 +171,23 @@ pub fn run<M: Memory>(
 ) -> Result<u64, Error> {
     scratch.object = start;
     scratch.done = 0;
-    for step in steps {
+    for (number, step) in steps.iter().enumerate() {
         if step.op == op::END {
             break;
         }
-        take(memory, layout, step, scratch)?;
+        let from = scratch.object;
+        let taken = &scratch.taken[number];
+        if from != 0 && taken.from == from && taken.step == *step {
+            scratch.object = taken.to;
+        } else {
+            scratch.taken[number].from = 0;
+            take(memory, layout, step, scratch)?;
+            scratch.taken[number] = Taken {
+                step: *step,
+                from,
+                to: scratch.object,
+            };
+        }
         scratch.done += 1;
     }
     Ok(scratch.object)
@@ -123,10 +204,16 @@ fn take<M: Memory>(
     let object = scratch.object;
     match step.op {
         op::ATTRIBUTE | op::ITEM => {
-            if step.op == op::ATTRIBUTE {
-                keyed::open_attributes(memory, layout, object, scratch)?;
-            } else {
-                keyed::open_dict(memory, layout, object, scratch)?;
+            let by = u64::from(step.op);
+            if scratch.opened != object || scratch.opened_by != by {
+                scratch.overwritten();
+                if step.op == op::ATTRIBUTE {
+                    keyed::open_attributes(memory, layout, object, scratch)?;
+                } else {
+                    keyed::open_dict(memory, layout, object, scratch)?;
+                }
+                scratch.opened = object;
+                scratch.opened_by = by;
             }
             scratch.object = keyed::find(memory, step.key, scratch)?;
             Ok(())
@@ -192,6 +279,7 @@ mod tests {
     use super::*;
     use crate::fake::{Fake, for_each_layout};
     use crate::layout::ABSENT;
+    use core::cell::Cell;
     use std::boxed::Box;
     use std::format;
     use std::vec::Vec;
@@ -516,6 +604,70 @@ mod tests {
             let found = follow(fake, layout, object, &[on, (99, 0, 0)]);
             assert_eq!(found, Err((1, Error::Malformed)));
             assert_eq!(follow(fake, layout, object, &[on; MAX_STEPS]), Ok(object));
+        });
+    }
+
+    /// Counts the reads.
+    struct Counting<'f>(&'f Fake, Cell<u32>);
+
+    impl Memory for Counting<'_> {
+        fn read(&self, address: u64, into: &mut [u8]) -> bool {
+            self.1.set(self.1.get() + 1);
+            self.0.read(address, into)
+        }
+    }
+
+    #[test]
+    fn recipes_that_begin_alike_read_what_they_share_once() {
+        for_each_layout(|layout, fake| {
+            let inner = fake.dict(layout, &[("path", 0x10), ("method", 0x20)]);
+            let outer = fake.dict(layout, &[("route", inner), ("other", 0x30)]);
+            let [route, other] = [0, 1].map(|index| key(fake, layout, outer, index));
+            let [path, method] = [0, 1].map(|index| key(fake, layout, inner, index));
+            let memory = Counting(fake, Cell::new(0));
+            let mut scratch = Box::new(Scratch::new());
+            let mut reads = |list: &[(u32, u32, u64)], expected| {
+                let before = memory.1.get();
+                let found = run(&memory, layout, &steps(list), outer, &mut scratch);
+                assert_eq!(found, expected);
+                memory.1.get() - before
+            };
+            let first = [(op::ITEM, 0, route), (op::ITEM, 0, path)];
+            assert!(reads(&first, Ok(0x10)) > 0);
+            assert_eq!(reads(&first, Ok(0x10)), 0);
+            let second = [(op::ITEM, 0, route), (op::ITEM, 0, method)];
+            assert_eq!(reads(&second, Ok(0x20)), 0);
+            let absent = [(op::ITEM, 0, route), (op::ITEM, 0, 0x7777)];
+            assert_eq!(reads(&absent, Err(Error::Null)), 0);
+            assert!(reads(&[(op::ITEM, 0, other)], Ok(0x30)) > 0);
+            // The same key leads elsewhere from another object.
+            assert_eq!(reads(&[(op::ITEM, 0, path)], Err(Error::Null)), 0);
+        });
+    }
+
+    #[test]
+    fn what_was_forgotten_is_read_again() {
+        for_each_layout(|layout, fake| {
+            let dict = fake.general_dict(layout, &[("path", 0x10)]);
+            let path = [(op::ITEM, 0, key(fake, layout, dict, 0))];
+            let mut scratch = Box::new(Scratch::new());
+            let found = run(fake, layout, &steps(&path), dict, &mut scratch);
+            assert_eq!(found, Ok(0x10));
+            let other = fake.general_dict(layout, &[("path", 0x20)]);
+            let keys = field(dict, layout.dict.ma_keys);
+            let other_keys = fake.u64(field(other, layout.dict.ma_keys));
+            fake.put_u64(keys, other_keys.expect("mapped"));
+            let path = [(op::ITEM, 0, key(fake, layout, dict, 0))];
+            scratch.forget();
+            let found = run(fake, layout, &steps(&path), dict, &mut scratch);
+            assert_eq!(found, Ok(0x20));
+            // Nor is a table taken for what a value was read over.
+            let text = fake.string(layout, "/items");
+            let read = crate::value::text(fake, layout, text, &mut scratch);
+            assert!(read.is_ok());
+            scratch.taken = [Taken::NONE; MAX_STEPS];
+            let found = run(fake, layout, &steps(&path), dict, &mut scratch);
+            assert_eq!(found, Ok(0x20));
         });
     }
 

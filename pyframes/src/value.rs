@@ -54,6 +54,22 @@ pub fn type_flags<M: Memory>(memory: &M, layout: &Layout, type_address: u64) -> 
     memory.u64(field(type_address, layout.type_object.tp_flags))
 }
 
+/// [`type_flags`] of a value's type, which mostly is that of the one before.
+#[inline(always)]
+pub fn value_flags<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    type_address: u64,
+    scratch: &mut Scratch,
+) -> Result<u64, Error> {
+    if type_address == 0 || scratch.value_type != type_address {
+        scratch.value_type = 0;
+        scratch.value_flags = type_flags(memory, layout, type_address)?;
+        scratch.value_type = type_address;
+    }
+    Ok(scratch.value_flags)
+}
+
 /// The type of the object at `address`.
 #[inline(always)]
 pub fn type_of<M: Memory>(memory: &M, layout: &Layout, address: u64) -> Result<u64, Error> {
@@ -78,6 +94,42 @@ pub fn is_float_type<M: Memory>(memory: &M, layout: &Layout, type_address: u64) 
     }
 }
 
+/// The type of the object at `address`, which should be a `str`: what is to
+/// be known of one is read with it.
+#[inline(always)]
+pub fn type_of_text<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+    scratch: &mut Scratch,
+) -> Result<u64, Error> {
+    match read_text(memory, layout, address, scratch) {
+        // Something shorter at the end of what is mapped.
+        Err(_) => type_of(memory, layout, address),
+        Ok(()) => match word(scratch, layout.object.ob_type) {
+            0 => Err(Error::Null),
+            found => Ok(found),
+        },
+    }
+}
+
+/// Reads what is to be known of the `str` at `address`.
+#[inline(always)]
+fn read_text<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+    scratch: &mut Scratch,
+) -> Result<(), Error> {
+    scratch.overwritten();
+    let count = word_count(layout.unicode.state);
+    if !memory.words(address, &mut scratch.words, count) {
+        return Err(Error::Unreadable);
+    }
+    scratch.head = address;
+    Ok(())
+}
+
 /// The text of the object at `address`, which must be a `str`.
 #[inline(always)]
 pub fn text<M: Memory>(
@@ -87,8 +139,8 @@ pub fn text<M: Memory>(
     scratch: &mut Scratch,
 ) -> Result<Text, Error> {
     let at = &layout.unicode;
-    if !memory.words(address, &mut scratch.words, word_count(at.state)) {
-        return Err(Error::Unreadable);
+    if scratch.head != address {
+        read_text(memory, layout, address, scratch)?;
     }
     let bits = word(scratch, at.state) as u32 >> (at.kind_shift & 31);
     let width = u64::from(bits & 7);
@@ -120,6 +172,7 @@ pub fn int<M: Memory>(
     scratch: &mut Scratch,
 ) -> Result<i64, Error> {
     let at = &layout.long;
+    scratch.overwritten();
     if !memory.words(address, &mut scratch.words, word_count(at.ob_digit)) {
         return Err(Error::Unreadable);
     }
@@ -158,6 +211,7 @@ pub fn exception<M: Memory>(
     scratch: &mut Scratch,
 ) -> Result<Exception, Error> {
     let at = &layout.exception;
+    scratch.overwritten();
     if !memory.words(address, &mut scratch.words, word_count(at.suppress_context)) {
         return Err(Error::Unreadable);
     }
@@ -256,6 +310,31 @@ mod tests {
                     assert!(read.eq(expected.chars()), "{expected}");
                 }
             }
+        });
+    }
+
+    #[test]
+    fn tells_the_type_of_what_should_be_a_text() {
+        for_each_layout(|layout, fake| {
+            let address = fake.string(layout, "/items");
+            let mut scratch = scratch();
+            let class = type_of(fake, layout, address).expect("has one");
+            let found = type_of_text(fake, layout, address, &mut scratch);
+            assert_eq!(found, Ok(class));
+            for _ in 0..2 {
+                let flags = value_flags(fake, layout, class, &mut scratch);
+                assert_eq!(flags, type_flags(fake, layout, class));
+                assert!(flags.is_ok_and(is_text));
+            }
+            // What was read of the one is not taken for the other.
+            let other = fake.string(layout, "/orders");
+            let found = text(fake, layout, other, &mut scratch);
+            assert_eq!(found.map(|text| text.points), Ok(7));
+            let found = value_flags(fake, layout, 0xdead_0000, &mut scratch);
+            assert!(found.is_err());
+            let number = fake.int(layout, 5);
+            let class = type_of(fake, layout, number);
+            assert_eq!(type_of_text(fake, layout, number, &mut scratch), class);
         });
     }
 
