@@ -699,6 +699,9 @@ pub(super) const FRAMEWORKS: &[Framework] = &[
             values: &[
                 answering(Role::Path, Start::Environ, &[Key("PATH_INFO")]),
                 answering(Role::Wsgi(Style::Pyramid), Start::Application, &[]),
+                // An exception ends the server's frame before it answers.
+                raised(Role::Path, Start::Environ, &[Key("PATH_INFO")]),
+                raised(Role::Wsgi(Style::Pyramid), Start::Application, &[]),
             ],
         }],
     },
