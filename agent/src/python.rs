@@ -25,6 +25,7 @@ mod values;
 mod views;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
 use abi::map::{CodeKey, Recipes, target_flag};
@@ -182,11 +183,10 @@ impl Python {
         urgent: bool,
     ) -> Option<Preparation> {
         let pid = process.pid();
-        if !self.processes.contains_key(&pid) {
-            let state = State::new(pid, interpreter)?;
-            self.processes.insert(pid, state);
-        }
-        let state = self.processes.get_mut(&pid)?;
+        let state = match self.processes.entry(pid) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(State::new(pid, interpreter)?),
+        };
         let (modules, extent) = state.look(now, urgent)?;
         self.stats.looks.one();
         let first = state.group == 0;

@@ -69,8 +69,11 @@ pub(super) struct Found {
 /// The patterns of the applications of one process.
 #[derive(Debug, Default)]
 pub(super) struct Paths {
-    known: HashMap<(u64, Style), (u64, Arc<Vec<Pattern>>)>,
+    known: HashMap<(u64, Style), Remembered>,
 }
+
+/// Patterns, and when they were read.
+type Remembered = (u64, Arc<Vec<Pattern>>);
 
 impl Paths {
     /// The route of a path, as the server's environment has it.

@@ -67,7 +67,7 @@ fn of_tokens(text: &[char], tokens: &[Token]) -> Option<Shape> {
         let mut of_lowest = operators.filter(|(binding, _)| *binding == lowest);
         let (_, idx) = match lowest {
             POWER => of_lowest.next()?,
-            _ => of_lowest.last()?,
+            _ => of_lowest.next_back()?,
         };
         // `-a ** b` is `-(a ** b)`, and `await a ** b` is `(await a) ** b`.
         let negated = matches!(tokens.first()?.kind, Kind::Unary)

@@ -47,6 +47,8 @@ fn combine(
         .iter()
         .map(|site| (Birth::CopiedIn(site.register), site.address))
         .collect();
+    let mut created = Vec::new();
+    let mut callers = Vec::new();
     for &maker in makers {
         let graph = Graph::of(maker, &code, &linked)?;
         let shares = |site: &ResultSite| graph.contains(site.address);
@@ -57,13 +59,23 @@ fn combine(
             births.push((Birth::Explicit, maker));
             continue;
         }
-        let sites = graph.sites()?;
-        births.extend(
-            sites
-                .iter()
-                .map(|site| (Birth::CreatedIn(site.register), site.address)),
-        );
+        match graph.sites() {
+            Some(sites) => created.extend(sites),
+            None => callers.push(graph),
+        }
     }
+    // What calls another maker and returns its result needs no place.
+    let seen = |function| {
+        Graph::of(function, &code, &linked).is_some_and(|graph| graph.is_covered_by(&created))
+    };
+    if !callers.iter().all(|graph| graph.takes_from(seen)) {
+        return None;
+    }
+    births.extend(
+        created
+            .iter()
+            .map(|site| (Birth::CreatedIn(site.register), site.address)),
+    );
     births.sort_by_key(|(_, address)| *address);
     births.dedup();
     // One place cannot be of two kinds.

@@ -95,7 +95,7 @@ impl Counter {
         (Self::QueuedWrites, "kernel.queued_writes", false),
         (Self::TargetTableFull, "kernel.lost.target_table_full", true),
         (Self::Stacks, "kernel.stacks", false),
-        (Self::StackRingFull, "kernel.lost.stack_ring_full", true),
+        (Self::StackRingFull, "kernel.stack_ring_full", false),
         (Self::StackUnreadable, "kernel.stack_unreadable", false),
         (Self::StackTooDeep, "kernel.stack_too_deep", false),
         (Self::StackBusy, "kernel.stack_busy", false),

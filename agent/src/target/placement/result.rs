@@ -91,6 +91,8 @@ struct Node {
     before: Registers,
     /// It sets the result to zero: nothing is returned on this way.
     clears: bool,
+    /// It calls the function at this address, whose result is the result.
+    takes_from: Option<u64>,
 }
 
 /// A set of registers.
@@ -187,6 +189,7 @@ impl Graph {
                     next,
                     before: Registers::ALL,
                     clears: false,
+                    takes_from: None,
                 },
             );
         }
@@ -210,6 +213,19 @@ impl Graph {
             && self
                 .most_passed(&|address| sites.iter().any(|site| site.address == address))
                 .is_some()
+    }
+
+    /// Whether what the function returns is always the result of functions of
+    /// which `is_known` says that they are seen to return.
+    pub fn takes_from(&self, is_known: impl Fn(u64) -> bool) -> bool {
+        let known: HashSet<u64> = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.takes_from.is_some_and(&is_known))
+            .map(|(&address, _)| address)
+            .collect();
+        self.most_passed(&|address| known.contains(&address))
+            .is_some()
     }
 
     /// Sites of which the function passes at least one whenever it returns
@@ -279,10 +295,13 @@ impl Graph {
                         .fold(Registers::ALL, |all, next| all.and(next.before)),
                 };
                 let (before, clears) = step_back(&node.instruction, after, &mut info);
+                let called = node.instruction.flow_control() == FlowControl::Call;
+                let takes = called && after != Registers::ALL && after.has(Register::RAX);
                 if let Some(node) = self.nodes.get_mut(address) {
                     changed |= node.before != before;
                     node.before = before;
                     node.clears = clears;
+                    node.takes_from = target(&node.instruction).filter(|_| takes);
                 }
             }
             if !changed {
@@ -498,6 +517,21 @@ mod tests {
         // Nothing is returned on the second.
         let function = b"\x48\x85\xff\x74\x07\xe8\0\0\0\0\x90\xc3\x31\xc0\xc3";
         assert_eq!(sites(function), Some(vec![(10, Holder::Rax)]));
+    }
+
+    #[test]
+    fn knows_whose_result_it_returns() {
+        // sub $8,%rsp; call +0x100; add $8,%rsp; ret.
+        let wrapper = b"\x48\x83\xec\x08\xe8\x00\x01\0\0\x48\x83\xc4\x08\xc3";
+        assert_eq!(sites(wrapper), None);
+        let called = ENTRY + 9 + 0x100;
+        let graph = graph(wrapper).expect("follows");
+        assert!(graph.takes_from(|address| address == called));
+        assert!(!graph.takes_from(|address| address == called + 1));
+        // The result of the call is not what is returned.
+        let other = b"\xe8\x00\x01\0\0\x48\x89\xf8\xc3";
+        let graph = super::tests::graph(other).expect("follows");
+        assert!(!graph.takes_from(|_| true));
     }
 
     #[test]
