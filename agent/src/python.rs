@@ -22,6 +22,7 @@ mod segment;
 mod source;
 mod tree;
 mod values;
+mod views;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

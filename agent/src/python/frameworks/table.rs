@@ -417,7 +417,12 @@ pub(in crate::python) const FRAMEWORKS: &[Framework] = &[
             last: true,
             values: &[
                 answering(Role::Path, Start::Environ, &[Key("PATH_INFO")]),
+                answering(Role::Method, Start::Environ, &[Key("REQUEST_METHOD")]),
                 answering(Role::Wsgi(Style::Pyramid), Start::Application, &[]),
+                // An exception ends the server's frame before it answers.
+                raised(Role::Path, Start::Environ, &[Key("PATH_INFO")]),
+                raised(Role::Method, Start::Environ, &[Key("REQUEST_METHOD")]),
+                raised(Role::Wsgi(Style::Pyramid), Start::Application, &[]),
             ],
         }],
     },
