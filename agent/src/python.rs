@@ -22,6 +22,7 @@ mod segment;
 mod source;
 mod tree;
 mod values;
+mod views;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -57,16 +58,16 @@ counters! {
         /// Stacks that told nothing.
         silent => "python.silent_stacks",
         /// Stacks of processes that are not known (any more).
-        strangers => "python.dropped.unknown_process",
+        strangers => "python.unknown_process",
         /// Values that the kernel side could not reach.
         unreached => "python.unreached_values",
         /// Routes that were left out: it cannot be told under which prefix
         /// their application is mounted.
-        unplaced => "python.dropped.unplaced_routes",
+        unplaced => "python.unplaced_routes",
         /// Views whose code cannot be found: compiled ones, for one.
         without_code => "python.views_without_code",
         /// Exceptions whose type or traceback cannot be read any more.
-        exceptions_lost => "python.dropped.exceptions",
+        exceptions_lost => "python.unread_exceptions",
     }
 }
 

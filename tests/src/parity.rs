@@ -67,6 +67,8 @@ pub struct Rule {
     kind: String,
     target: String,
     how: How,
+    /// Whether it is not there in every run.
+    sometimes: bool,
     field: String,
     /// Why it is meant to be.
     pub reason: String,
@@ -83,15 +85,16 @@ impl Rule {
             && fits(&self.field, &difference.field)
     }
 
-    /// Whether it is about nothing but one case that was not run.
-    pub fn is_about(&self, cases: &[&str]) -> bool {
-        cases.iter().any(|case| fits(&self.case, case))
+    /// Whether a run of these cases must have such a difference.
+    pub fn is_due(&self, cases: &[&str]) -> bool {
+        !self.sometimes && cases.iter().any(|case| fits(&self.case, case))
     }
 }
 
 /// Reads the file of differences. A line is five words and a reason: case,
 /// kind, target of the request, `-` (theirs only), `+` (ours only) or `~`
-/// (another value), field. A `*` at a word's end stands for anything.
+/// (another value), field. A `*` at a word's end stands for anything, a `?`
+/// after the sign says that the difference is not there in every run.
 pub fn rules(text: &str) -> Result<Vec<Rule>> {
     let mut rules = Vec::new();
     for (number, line) in text.lines().enumerate() {
@@ -111,7 +114,12 @@ fn rule(number: usize, line: &str) -> Result<Rule> {
         word.with_context(|| format!("no {what}"))
     };
     let (case, kind, target) = (word("case")?, word("kind")?, word("target")?);
-    let how = match word("sign")?.as_str() {
+    let sign = word("sign")?;
+    let (sign, sometimes) = match sign.strip_suffix('?') {
+        Some(sign) => (sign, true),
+        None => (sign.as_str(), false),
+    };
+    let how = match sign {
         "-" => How::Theirs,
         "+" => How::Ours,
         "~" => How::Other,
@@ -128,6 +136,7 @@ fn rule(number: usize, line: &str) -> Result<Rule> {
         kind,
         target,
         how,
+        sometimes,
         field,
         reason,
     })
@@ -447,6 +456,15 @@ mod tests {
             change(&mut other);
             assert!(!rule.covers(&other), "{other}");
         }
+    }
+
+    #[test]
+    fn a_rule_is_due_where_its_case_is_run_unless_it_says_otherwise() {
+        let rules = rules("flask* server * + name A.\nflask* server * +? name B.\n").unwrap();
+        let due =
+            |cases: &[&str]| -> Vec<bool> { rules.iter().map(|rule| rule.is_due(cases)).collect() };
+        assert_eq!(due(&["django", "flask_app"]), [true, false]);
+        assert_eq!(due(&["django"]), [false, false]);
     }
 
     #[test]

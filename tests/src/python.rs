@@ -3,7 +3,7 @@
 //! pyenv's, the system's own, and those of other systems that `cargo xtask
 //! roots` unpacks or builds. One that is not there fails its test, unless
 //! `OTEL_EBPF_ALLOW_MISSING_PYTHONS=1` is set, or for those of other systems
-//! `OTEL_EBPF_ALLOW_MISSING_ROOTS=1`.
+//! `OTEL_EBPF_MISSING_ROOTS` names it.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
@@ -61,7 +61,7 @@ impl Python {
             "Debian {suite}'s Python {series} in {} (run `cargo xtask roots`)",
             root.display()
         );
-        present_if(found, &what, ALLOW_MISSING_ROOTS)
+        present_root(found, &what, &format!("{suite}-{series}"))
     }
 
     /// A build without the GIL.
@@ -73,7 +73,7 @@ impl Python {
             "free-threaded Python {series} in {} (run `cargo xtask roots`)",
             place.display()
         );
-        present_if(found, &what, ALLOW_MISSING_ROOTS)
+        present_root(found, &what, &format!("free-threaded-{series}"))
     }
 
     /// A program of this machine.
@@ -111,13 +111,19 @@ impl Python {
 
 /// What was found, or `None` if it is missing and that is allowed.
 pub fn present<T>(found: Option<T>, what: &str) -> Option<T> {
-    present_if(found, what, "OTEL_EBPF_ALLOW_MISSING_PYTHONS")
+    let allowed = std::env::var_os("OTEL_EBPF_ALLOW_MISSING_PYTHONS");
+    present_if(found, what, allowed.is_some_and(|it| it == "1"))
+}
+
+/// The same of one that `cargo xtask roots` makes under this name.
+fn present_root<T>(found: Option<T>, what: &str, name: &str) -> Option<T> {
+    let missing = std::env::var("OTEL_EBPF_MISSING_ROOTS").unwrap_or_default();
+    present_if(found, what, missing.split(':').any(|it| it == name))
 }
 
 #[expect(clippy::print_stderr, reason = "a test that is skipped must say so")]
-fn present_if<T>(found: Option<T>, what: &str, variable: &str) -> Option<T> {
+fn present_if<T>(found: Option<T>, what: &str, allowed: bool) -> Option<T> {
     if found.is_none() {
-        let allowed = std::env::var_os(variable).is_some_and(|it| it == "1");
         assert!(allowed, "missing: {what}");
         eprintln!("skipped, missing: {what}");
     }
@@ -189,9 +195,6 @@ impl Drop for Running {
         _ = self.child.wait();
     }
 }
-
-/// Set where `cargo xtask roots` could not make everything.
-const ALLOW_MISSING_ROOTS: &str = "OTEL_EBPF_ALLOW_MISSING_ROOTS";
 
 fn roots() -> PathBuf {
     std::env::var_os("OTEL_EBPF_ROOTS").map_or_else(

@@ -42,9 +42,10 @@ fn check(name: &str) -> Result<()> {
     let mut table = Table::default();
     let told = truth::read(&truth)?;
     for request in case.requests {
-        let told = truth::of(&told, request.method, request.target)?;
+        let mut told = truth::of(&told, request.method, request.target)?.clone();
         ensure!(told.status == request.status, "it tells {told:#?}");
-        table.server(case.framework, told, &ended);
+        told.error = told.error.filter(|_| case.exceptions);
+        table.server(case.framework, &told, &ended);
     }
     let call = truth::of(&told, "GET", "/call")?;
     table.client(case.caller, call, &ended)?;

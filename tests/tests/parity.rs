@@ -101,6 +101,7 @@ fn existing(name: &'static str, service: Service, requests: &[Request]) -> Case 
         service,
         requests: requests.to_vec(),
         caller: Caller::Known,
+        exceptions: true,
     }
 }
 
@@ -215,7 +216,7 @@ fn judge(rules: &[Rule], found: &[Difference], cases: &[&str]) -> Result<()> {
     let whole = std::env::var_os("OTEL_EBPF_PARITY").is_none();
     let idle: Vec<&Rule> = rules
         .iter()
-        .filter(|rule| !used.contains_key(&rule.line) && whole && rule.is_about(cases))
+        .filter(|rule| !used.contains_key(&rule.line) && whole && rule.is_due(cases))
         .collect();
     for rule in &idle {
         println!("line {} is for nothing: {}", rule.line, rule.reason);

@@ -135,6 +135,8 @@ impl Apt {
         for setting in [
             "Dir::Etc::SourceParts=/dev/null",
             "Acquire::Languages=none",
+            "Acquire::http::Timeout=20",
+            "Acquire::Retries=2",
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
             "APT::Architecture=amd64",
             "APT::Sandbox::User=",

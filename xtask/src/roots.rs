@@ -56,32 +56,49 @@ const FREE_THREADED: &[Python] = &[
     },
 ];
 
-/// Makes what is not there yet; returns what cannot be had, with the reason.
-pub(crate) fn ensure() -> Vec<String> {
+/// An interpreter that cannot be had.
+pub(crate) struct Missing {
+    /// As the tests name it.
+    pub(crate) name: String,
+    /// What it is, and why it is not there.
+    pub(crate) what: String,
+}
+
+/// Makes what is not there yet; returns what cannot be had.
+pub(crate) fn ensure() -> Vec<Missing> {
     let mut missing = Vec::new();
-    if cfg!(not(target_arch = "x86_64")) {
-        missing.push("Debian's interpreters (the roots are for x86_64)".to_owned());
-        return missing;
-    }
     for python in PYTHONS {
-        if let Err(error) = python.ensure() {
+        if let Err(error) = of_this_machine().and_then(|()| python.ensure()) {
             let Python { suite, minor } = python;
-            missing.push(format!("Debian {suite}'s Python 3.{minor} ({error:#})"));
+            missing.push(Missing {
+                name: format!("{suite}-3.{minor}"),
+                what: format!("Debian {suite}'s Python 3.{minor} ({error:#})"),
+            });
         }
     }
     for python in FREE_THREADED {
-        if let Err(error) = python.ensure_free_threaded() {
+        if let Err(error) = of_this_machine().and_then(|()| python.ensure_free_threaded()) {
             let minor = python.minor;
-            missing.push(format!("free-threaded CPython 3.{minor} ({error:#})"));
+            missing.push(Missing {
+                name: format!("free-threaded-3.{minor}"),
+                what: format!("free-threaded CPython 3.{minor} ({error:#})"),
+            });
         }
     }
     missing
 }
 
+fn of_this_machine() -> Result<()> {
+    if cfg!(not(target_arch = "x86_64")) {
+        bail!("the roots are for x86_64");
+    }
+    Ok(())
+}
+
 /// `cargo xtask roots`.
 pub(crate) fn run_task() -> Result<()> {
     for python in ensure() {
-        println!("MISSING: {python}");
+        println!("MISSING: {}", python.what);
     }
     println!("{}", directory().display());
     Ok(())

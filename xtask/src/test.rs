@@ -82,9 +82,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if !missing.is_empty() {
         live.env("OTEL_EBPF_ALLOW_MISSING_PYTHONS", "1");
     }
-    if !missing_roots.is_empty() {
-        live.env("OTEL_EBPF_ALLOW_MISSING_ROOTS", "1");
-    }
+    let names: Vec<&str> = missing_roots.iter().map(|root| &*root.name).collect();
+    live.env("OTEL_EBPF_MISSING_ROOTS", names.join(":"));
     as_root(&mut live);
     for (name, mut command) in [("unit tests", unit), ("live tests", live)] {
         let (counted, success) = stages.time(name, || count(&mut command, std::io::stdout()))?;
@@ -96,7 +95,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
 
     stages.print();
-    for python in missing.iter().chain(&missing_roots) {
+    for python in missing
+        .iter()
+        .chain(missing_roots.iter().map(|root| &root.what))
+    {
         println!("NOT TESTED: {python}");
     }
     println!("{} passed, {} failed", counts.passed, counts.failed);

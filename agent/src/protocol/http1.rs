@@ -21,7 +21,9 @@ use std::sync::{Arc, LazyLock};
 use self::message::{Body, HeadBuffer, Progress, Taken};
 use self::semantics::{Ends, Outcome, RequestHead, ResponseHead};
 use super::reader::Reader;
-use super::{Connection, Defect, Exchange, MAX_IN_FLIGHT, Parser, Protocol, Side, Step, Verdict};
+use super::{
+    Connection, Defect, Exchange, MAX_IN_FLIGHT, Parser, Protocol, Role, Side, Step, Verdict,
+};
 
 /// Longest head that is kept, bytes; servers refuse more than 8 to 64 KiB.
 pub const MAX_HEAD: usize = 64 * 1024;
@@ -296,8 +298,12 @@ impl Parser for Http1 {
         while let Some(pending) = self.in_flight.front() {
             match (&pending.request, &pending.response) {
                 (Request::Known(_), Some(_)) => {
+                    // A client that closes has perhaps seen enough: its
+                    // exchange ends with the head of the answer.
                     let cut = match &self.response.phase {
-                        Phase::Body(body) => body.is_cut_by_close(),
+                        Phase::Body(body) => {
+                            self.ends.role == Role::Server && body.is_cut_by_close()
+                        }
                         _ => false,
                     };
                     self.end(cut, steps);
@@ -1112,6 +1118,20 @@ mod tests {
         check_split(&[req(GET), Event::Close, req(GET)], expected);
         let interim = res("HTTP/1.1 100 Continue\r\n\r\n");
         check_split(&[req(GET), interim, Event::Close], expected);
+    }
+
+    #[test]
+    fn a_client_may_close_when_it_has_seen_the_head() {
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc";
+        let steps = run(
+            &connection(Role::Client),
+            &[req(GET), res(head), Event::Close],
+        );
+        let expected = "begin 0 at 0; head 0 to 27; end 0 GET 200 0/3 -";
+        assert_eq!(brief(&steps), expected);
+        let steps = run(&connection(Role::Client), &[req(GET), Event::Close]);
+        let expected = "begin 0 at 0; head 0 to 27; end 0 GET - 0/- \"connection_closed\"";
+        assert_eq!(brief(&steps), expected);
     }
 
     #[test]

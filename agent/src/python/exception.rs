@@ -4,7 +4,7 @@
 //! The exception itself may be gone by now; code objects, types and source
 //! files are read here.
 
-use abi::record::{Traceback, part, value};
+use abi::record::{Traceback, exception_detail, part, value};
 use pyframes::code::Code;
 use pyframes::line::{self, Position};
 use pyframes::{Memory, attribute};
@@ -91,7 +91,7 @@ impl<M: Memory> Teller<'_, M> {
             self.objects,
             class,
             &raised.arguments,
-            raised.item.value.detail != 0,
+            raised.item.value.detail & exception_detail::ARGUMENTS_CUT != 0,
         );
         Some((name.text.to_owned(), message))
     }
@@ -106,6 +106,9 @@ impl<M: Memory> Teller<'_, M> {
         if !entries.is_empty() {
             into.push_str("Traceback (most recent call last):\n");
             self.entries(&entries, into);
+            if raised.item.value.detail & exception_detail::TRACEBACK_CUT != 0 {
+                into.push_str(CUT);
+            }
         }
         let (type_name, message) = self.describe(raised)?;
         // Only there `__main__` goes without saying.
@@ -170,6 +173,8 @@ impl<M: Memory> Teller<'_, M> {
 }
 
 /// Between an exception and the one that names it as its cause.
+/// Of a traceback with more entries than were copied, the outermost are known.
+const CUT: &str = "  ... and further calls, which were not read\n";
 const CAUSE: &str = "\nThe above exception was the direct cause of the following exception:\n\n";
 /// Between an exception and one that was raised while it was handled.
 const CONTEXT: &str = "\nDuring handling of the above exception, another exception occurred:\n\n";

@@ -16,6 +16,8 @@ use crate::insight::CodeLocation;
 
 /// Most code objects that are remembered.
 const MAX_CODES: usize = 16_384;
+/// Files of event loops: who has started one calls nothing that runs in it.
+const LOOPS: &[&str] = &["/asyncio/base_events.py", "/asyncio/runners.py"];
 /// Deepest nesting of functions.
 const MAX_NESTING: usize = 16;
 
@@ -59,8 +61,10 @@ impl Names {
             let file = objects
                 .module_attribute(*module, "__file__")
                 .and_then(|file| objects.name(file).ok());
-            // A file that is also run as the program keeps its own name.
+            // A file that is also run as the program keeps its own name;
+            // `multiprocessing` gives the program a second one.
             if let Some(file) = file
+                && name != "__mp_main__"
                 && (name != "__main__" || !self.modules.contains_key(&file))
             {
                 self.modules.insert(file, (name.clone(), *module));
@@ -102,6 +106,9 @@ impl Names {
             let Some((code, known)) = self.code(objects, frame.code) else {
                 continue;
             };
+            if LOOPS.iter().any(|file| known.location.path.ends_with(file)) {
+                return None;
+            }
             if !known.application {
                 continue;
             }

@@ -9,6 +9,7 @@ use pyframes::{Memory, attribute};
 
 use super::objects::Objects;
 use super::tree::member;
+use super::views::{self, View};
 
 /// How long patterns are remembered, nanoseconds.
 const REMEMBERED: u64 = 5_000_000_000;
@@ -52,6 +53,8 @@ struct Pattern {
     conditional: bool,
     /// Responders by method, a dictionary.
     responders: Option<u64>,
+    /// Views, where the framework has no responders.
+    views: Vec<View>,
 }
 
 /// A route that was found.
@@ -104,7 +107,8 @@ impl Paths {
         let handler = pattern
             .responders
             .zip(method)
-            .and_then(|(responders, method)| objects.item(responders, method).ok().flatten());
+            .and_then(|(responders, method)| objects.item(responders, method).ok().flatten())
+            .or_else(|| views::serving(&pattern.views, method?));
         Found {
             route: Some(Arc::clone(&pattern.text)),
             handler,
@@ -267,10 +271,12 @@ fn patterns<M: Memory>(
         Style::Pyramid => {
             let mapper = member(objects, application, "routes_mapper")?;
             let routes = objects.list(member(objects, mapper, "routelist")?).ok()?;
+            let mut views = views::of_router(objects, application);
             for route in routes.into_iter().take(MAX_PATTERNS) {
                 let text = objects.name(member(objects, route, "pattern")?).ok()?;
                 let predicates = member(objects, route, "predicates")?;
                 let none = |list: Vec<u64>| list.is_empty();
+                let name = member(objects, route, "name").and_then(|name| objects.name(name).ok());
                 let unconditional = objects.tuple(predicates).is_ok_and(none)
                     || objects.list(predicates).is_ok_and(none);
                 found.push(Pattern {
@@ -278,6 +284,9 @@ fn patterns<M: Memory>(
                     text: text.into(),
                     conditional: !unconditional,
                     responders: None,
+                    views: name
+                        .and_then(|name| views.remove(&name))
+                        .unwrap_or_default(),
                 });
             }
         }
@@ -297,6 +306,7 @@ fn nodes<M: Memory>(objects: Objects<'_, M>, node: u64, depth: u32, into: &mut V
             text: text.into(),
             conditional: false,
             responders: member(objects, node, "method_map"),
+            views: Vec::new(),
         });
     }
     let children = member(objects, node, "children");
@@ -355,6 +365,7 @@ mod tests {
                 segments: segments(text),
                 conditional,
                 responders: None,
+                views: Vec::new(),
             })
             .collect();
         choose(&patterns, path, style).map(|pattern| pattern.text.to_string())

