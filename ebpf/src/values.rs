@@ -21,7 +21,7 @@ const ARGUMENT_BYTES: u32 = 512;
 /// Arguments of an exception that are copied.
 const MAX_ARGUMENTS: u64 = 4;
 /// Entries of a traceback that are copied.
-const MAX_ENTRIES: usize = 32;
+const MAX_ENTRIES: usize = 64;
 /// Exceptions in the chain of one that are copied after it.
 const MAX_CHAIN: u32 = 3;
 /// Bytes of frames and values of a record.
