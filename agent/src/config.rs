@@ -644,8 +644,12 @@ const SETTINGS: &[Setting] = &[
         ],
         flag: None,
         secret: false,
-        set: |raw, value, _| {
-            raw.limits.attribute_count = parse_limit(value)?;
+        set: |raw, value, origin| {
+            let limit = parse_limit(value)?;
+            raw.limits.attribute_count = limit;
+            if origin == Origin::Generic("OTEL_ATTRIBUTE_COUNT_LIMIT") {
+                raw.limits.event_attribute_count = limit;
+            }
             done()
         },
     },
@@ -659,10 +663,7 @@ const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
-        variables: &[
-            "OTEL_ATTRIBUTE_COUNT_LIMIT",
-            "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
-        ],
+        variables: &["OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT"],
         flag: None,
         secret: false,
         set: |raw, value, _| {

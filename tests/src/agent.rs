@@ -117,6 +117,12 @@ impl Agent {
         AgentOptions::new(pids).start()
     }
 
+    /// The same without Python's frames, for what is on the wire alone: those
+    /// have their own tests.
+    pub fn attach_without_frames(pids: &[u32]) -> Result<Self> {
+        AgentOptions::new(pids).arguments(&["--no-frames"]).start()
+    }
+
     /// Waits until it says that it traces the process.
     pub fn wait_until_it_traces(&mut self, pid: u32) -> Result<()> {
         let start = format!("otel-ebpf: tracing {pid}:");

@@ -117,7 +117,7 @@ fn every_kind_of_request_yields_its_span() -> Result<()> {
     ];
     for (name, service) in servers() {
         let app = service.env("OTEL_SERVICE_NAME", name).start()?;
-        let agent = Agent::attach(&app.pids())?;
+        let agent = Agent::attach_without_frames(&app.pids())?;
         let before = now();
         // All on one connection.
         let mut connection = app.connect()?;
@@ -162,7 +162,7 @@ fn every_kind_of_request_yields_its_span() -> Result<()> {
 fn chunked_requests_and_awaited_bodies_are_counted() -> Result<()> {
     for (name, service) in servers() {
         let app = service.start()?;
-        let agent = Agent::attach(&app.pids())?;
+        let agent = Agent::attach_without_frames(&app.pids())?;
         let mut connection = app.connect()?;
         let port = connection.port();
         let chunked = connection.head("POST", "/echo", &[("Transfer-Encoding", "chunked")], 0);
@@ -194,7 +194,7 @@ fn large_bodies_are_counted_both_ways() -> Result<()> {
     let body: Vec<u8> = (0..SIZE).map(|idx| (idx % 251) as u8).collect();
     for (name, service) in servers() {
         let app = service.start()?;
-        let agent = Agent::attach(&app.pids())?;
+        let agent = Agent::attach_without_frames(&app.pids())?;
         let mut connection = app.connect()?;
         let port = connection.port();
         let response = connection.request("POST", "/echo", &[], &body)?;
@@ -217,7 +217,7 @@ fn pipelined_requests_are_told_apart() -> Result<()> {
         Service::uvloop("fastapi_app"),
     ] {
         let app = service.start()?;
-        let agent = Agent::attach(&app.pids())?;
+        let agent = Agent::attach_without_frames(&app.pids())?;
         let mut connection = app.connect()?;
         let port = connection.port();
         let targets = ["/items/1", "/missing", "/items/3"];
@@ -251,7 +251,7 @@ fn an_upgrade_ends_its_span_and_mutes_the_connection() -> Result<()> {
         Service::uvloop("fastapi_app"),
     ] {
         let app = service.start()?;
-        let agent = Agent::attach(&app.pids())?;
+        let agent = Agent::attach_without_frames(&app.pids())?;
         let mut connection = app.connect()?;
         let port = connection.port();
         let headers = [
@@ -288,7 +288,7 @@ fn an_upgrade_ends_its_span_and_mutes_the_connection() -> Result<()> {
 fn old_versions_and_unknown_methods_are_told() -> Result<()> {
     for (name, service) in servers() {
         let app = service.start()?;
-        let agent = Agent::attach(&app.pids())?;
+        let agent = Agent::attach_without_frames(&app.pids())?;
         let mut old = app.connect()?;
         old.send("GET /items/1 HTTP/1.0\r\n\r\n")?;
         let first = old.response(false).context(name)?;
@@ -320,7 +320,7 @@ fn old_versions_and_unknown_methods_are_told() -> Result<()> {
 fn what_is_no_request_is_counted_and_harms_nothing() -> Result<()> {
     for (name, service) in servers() {
         let app = service.start()?;
-        let agent = Agent::attach(&app.pids())?;
+        let agent = Agent::attach_without_frames(&app.pids())?;
         let mut garbage = app.connect()?;
         let bytes: Vec<u8> = (0..4096_u32).map(|idx| (idx * 7 % 256) as u8).collect();
         garbage.send(&bytes)?;
@@ -358,7 +358,7 @@ fn a_client_that_leaves_ends_its_request() -> Result<()> {
     let slow = downstream.url("/?delay_ms=300");
     for (name, service) in servers() {
         let app = service.start()?;
-        let mut agent = Agent::attach(&app.pids())?;
+        let mut agent = Agent::attach_without_frames(&app.pids())?;
         // In the middle of a head: nothing is known of such a request.
         let mut head = app.connect()?;
         head.send("GET /items/1 HTTP/1.1\r\nHos")?;
@@ -403,7 +403,7 @@ fn a_worker_that_is_killed_ends_its_requests() -> Result<()> {
     let slow = downstream.url("/?delay_ms=20000");
     let app = Service::gunicorn("flask_app").start()?;
     let worker = app.server_pid();
-    let mut agent = Agent::attach(&app.pids())?;
+    let mut agent = Agent::attach_without_frames(&app.pids())?;
     let mut waiting = app.connect()?;
     let port = waiting.port();
     let text = waiting.head("GET", &format!("/downstream?url={slow}"), &[], 0);
@@ -459,7 +459,7 @@ fn a_worker_that_is_killed_ends_its_requests() -> Result<()> {
 fn ipv6_and_unix_sockets_are_named() -> Result<()> {
     for (name, service) in servers() {
         let app = service.clone().bind(Bind::V6).start()?;
-        let agent = Agent::attach(&app.pids())?;
+        let agent = Agent::attach_without_frames(&app.pids())?;
         let mut connection = app.connect()?;
         let response = connection.get("/items/1").context(name)?;
         let ended = stop(agent, 1)?;
@@ -475,7 +475,7 @@ fn ipv6_and_unix_sockets_are_named() -> Result<()> {
         drop(app);
 
         let app = service.bind(Bind::Unix).start()?;
-        let agent = Agent::attach(&app.pids())?;
+        let agent = Agent::attach_without_frames(&app.pids())?;
         let mut connection = app.connect()?;
         let response = connection.get("/items/1").context(name)?;
         let ended = stop(agent, 1)?;
@@ -517,7 +517,7 @@ fn calls_are_children_and_enclose_what_they_cause() -> Result<()> {
         let app = service.downstream(&downstream).start()?;
         let mut pids = app.pids();
         pids.extend(downstream.pids());
-        let agent = Agent::attach(&pids)?;
+        let agent = Agent::attach_without_frames(&pids)?;
         let mut connection = app.connect()?;
         let mut expected = 0;
         for (idx, (_, endpoint, library, calls)) in
@@ -615,7 +615,7 @@ fn answers_to_calls_are_told() -> Result<()> {
         };
         for library in libraries {
             let app = service.clone().start()?;
-            let agent = Agent::attach(&app.pids())?;
+            let agent = Agent::attach_without_frames(&app.pids())?;
             let call = |url: String| -> Result<()> {
                 let escaped = url.replace('&', "%26");
                 let target = format!("/downstream?client={library}&url={escaped}");
@@ -711,7 +711,7 @@ fn connections_older_than_the_attach_are_known() -> Result<()> {
         for library in libraries {
             connection.get(&format!("/downstream?client={library}&id=before"))?;
         }
-        let agent = Agent::attach(&app.pids())?;
+        let agent = Agent::attach_without_frames(&app.pids())?;
         for library in libraries {
             let target = format!("/downstream?client={library}&id={library}");
             let response = connection.get(&target)?;
@@ -745,7 +745,7 @@ fn short_connections_are_each_counted_once() -> Result<()> {
     const EACH: usize = 500;
     for (name, service) in servers() {
         let app = service.start()?;
-        let agent = Agent::attach(&app.pids())?;
+        let agent = Agent::attach_without_frames(&app.pids())?;
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..THREADS)
                 .map(|thread| {

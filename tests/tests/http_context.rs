@@ -33,7 +33,7 @@ fn traced(
 ) -> Result<(Response, otel_ebpf_tests::agent::Ended)> {
     let mut pids = app.pids();
     pids.extend(downstream.pids());
-    let agent = Agent::attach(&pids)?;
+    let agent = Agent::attach_without_frames(&pids)?;
     let response = app.connect()?.request("GET", target, headers, b"")?;
     let ended = agent.stop()?;
     ended.counters.assert_nothing_lost();
@@ -120,7 +120,7 @@ fn a_malformed_context_is_ignored() -> Result<()> {
         "nonsense".to_owned(),
         String::new(),
     ];
-    let agent = Agent::attach(&app.pids())?;
+    let agent = Agent::attach_without_frames(&app.pids())?;
     let mut connection = app.connect()?;
     for text in &malformed {
         let headers = [("traceparent", text.as_str()), ("tracestate", "a=1")];
@@ -195,7 +195,7 @@ fn a_forwarded_context_stays_its_callers() -> Result<()> {
 #[test]
 fn proxies_tell_of_the_original_request() -> Result<()> {
     let app = Service::gunicorn("flask_app").start()?;
-    let agent = Agent::attach(&app.pids())?;
+    let agent = Agent::attach_without_frames(&app.pids())?;
     let mut connection = app.connect()?;
     // Headers; client.address, url.scheme, server.address, server.port.
     type Case<'a> = (&'a [(&'a str, &'a str)], [&'a str; 3], Option<u16>);
@@ -282,7 +282,7 @@ fn secrets_of_urls_are_hidden() -> Result<()> {
     };
     for (library, service) in servers() {
         let app = service.downstream(&downstream).start()?;
-        let agent = Agent::attach(&app.pids())?;
+        let agent = Agent::attach_without_frames(&app.pids())?;
         let mut connection = app.connect()?;
         connection.get(&format!("/items/1?{}", query("s3cret")))?;
         // The same towards the service that it calls.
