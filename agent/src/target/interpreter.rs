@@ -388,7 +388,14 @@ impl Claim {
             None => *known,
         };
 
-        match state::is_initialized(process, &layout, runtime) {
+        let initialized = || state::is_initialized(process, &layout, runtime);
+        let initialized = match initialized() {
+            // The loader maps a library as a whole before its parts.
+            Err(_) if !is_in_place(process, &image, runtime) => Ok(false),
+            Err(_) => initialized(),
+            told => told,
+        };
+        match initialized {
             Ok(true) => {}
             Ok(false) => return Err(InterpreterError::NotInitialized),
             Err(_) => {
@@ -554,6 +561,24 @@ const MODULES_SEARCH: u32 = 512;
 
 /// How often an inconsistent reading is repeated.
 const REREADS: u32 = 3;
+
+/// Whether the address lies where the image's file says that its byte is.
+fn is_in_place(process: &Process, image: &MappedElf, address: u64) -> bool {
+    let holds = |mapping: &&Mapping| (mapping.start..mapping.end).contains(&address);
+    let mappings = process.mappings().unwrap_or_default();
+    let Some(mapping) = mappings.iter().find(holds) else {
+        return false;
+    };
+    let in_file = image.elf.file_offset(address.wrapping_sub(image.load_bias));
+    match in_file {
+        // Zeroed memory of its own.
+        _ if mapping.inode != image.inode => true,
+        Some(offset) => mapping.offset.wrapping_add(address - mapping.start) == offset,
+        // Zeroed memory on the last page of the data, whose part of the file
+        // is not its beginning.
+        None => mapping.offset != 0,
+    }
+}
 
 #[cfg(test)]
 mod tests {
