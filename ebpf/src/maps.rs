@@ -238,7 +238,7 @@ pub(crate) const MAX_HITS: usize = 16;
 /// two: 64 frames and 6 KiB of values.
 pub(crate) const BODY_BYTES: usize = 8192;
 /// The most bytes that a value takes.
-pub(crate) const MAX_VALUE_BYTES: usize = 1024;
+pub(crate) const MAX_VALUE_BYTES: usize = 2048;
 
 /// A thread of a target process.
 #[repr(C)]

@@ -27,7 +27,7 @@ const MAX_CHAIN: u32 = 3;
 /// Bytes of frames and values of a record.
 const MAX_USED: u32 = 64 * size_of::<Frame>() as u32 + 6 * 1024;
 /// Bytes of the longest value.
-const LONGEST: u32 = size_of::<Value>() as u32 + 512;
+const LONGEST: u32 = (size_of::<Value>() + MAX_ENTRIES * size_of::<Traceback>()) as u32;
 /// Bits of an address in a record's body: within it and aligned.
 const BODY_MASK: usize = (BODY_BYTES - 1) & !7;
 
