@@ -332,7 +332,8 @@ impl Assembler {
             }
             Progress::Insight(insight) => self.insight(insight),
             Progress::Closed { conn } => self.close(conn),
-            Progress::Mute { .. } => {}
+            // No request of its protocol will come that we could tell.
+            Progress::Mute { conn } => _ = self.expected.remove(&conn),
         }
     }
 
@@ -404,11 +405,16 @@ impl Assembler {
     fn insight(&mut self, insight: Insight) {
         let id = match insight.subject {
             Subject::Sending(conn) => {
-                if self.expected.len() < MAX_EXPECTED || self.expected.contains_key(&conn) {
-                    self.expected.insert(conn, insight);
-                } else {
+                // Any other may go for it: one that never begins a request
+                // must not stand in the way for good.
+                if self.expected.len() >= MAX_EXPECTED
+                    && !self.expected.contains_key(&conn)
+                    && let Some(&other) = self.expected.keys().next()
+                {
+                    self.expected.remove(&other);
                     self.stats.stray_insights.one();
                 }
+                self.expected.insert(conn, insight);
                 return;
             }
             Subject::Answering(conn) => self.answering(conn),
@@ -599,6 +605,10 @@ impl Assembler {
             return;
         };
         self.server_ended(id);
+        if role == Role::Client {
+            // What was told while it was under way is not of the next one.
+            self.expected.remove(&id.conn);
+        }
         let Some(resource) = self.resources.get(&pid) else {
             self.stats.unknown_process.one();
             return;
@@ -1616,6 +1626,21 @@ mod tests {
     }
 
     #[test]
+    fn what_was_told_of_a_request_is_not_of_the_next() {
+        let mut bench = Bench::new();
+        bench.begin(CLIENT, 0, Role::Client, 5, none());
+        bench.take(told(Subject::Sending(CLIENT), "/a"));
+        bench.end(CLIENT, 0, 6);
+        bench.begin(CLIENT, 1, Role::Client, 7, none());
+        bench.end(CLIENT, 1, 8);
+        assert_eq!(bench.spans.len(), 2);
+        assert!(bench.spans.iter().all(|span| code(span).is_none()));
+        bench.take(told(Subject::Sending(9), "/a"));
+        bench.take(Progress::Mute { conn: 9 });
+        assert!(bench.assembler.expected.is_empty());
+    }
+
+    #[test]
     fn what_waits_for_requests_is_bounded() {
         let mut bench = Bench::new();
         for conn in 100..100 + MAX_EXPECTED as u64 + 1 {
@@ -1623,5 +1648,8 @@ mod tests {
         }
         assert_eq!(bench.assembler.expected.len(), MAX_EXPECTED);
         assert_eq!(bench.assembler.stats.stray_insights.value(), 1);
+        // The newest is not the one that had to go.
+        let newest = 100 + MAX_EXPECTED as u64;
+        assert!(bench.assembler.expected.contains_key(&newest));
     }
 }

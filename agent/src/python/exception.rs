@@ -172,9 +172,9 @@ impl<M: Memory> Teller<'_, M> {
     }
 }
 
-/// Between an exception and the one that names it as its cause.
 /// Of a traceback with more entries than were copied, the outermost are known.
 const CUT: &str = "  ... and further calls, which were not read\n";
+/// Between an exception and the one that names it as its cause.
 const CAUSE: &str = "\nThe above exception was the direct cause of the following exception:\n\n";
 /// Between an exception and one that was raised while it was handled.
 const CONTEXT: &str = "\nDuring handling of the above exception, another exception occurred:\n\n";
