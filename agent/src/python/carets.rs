@@ -11,6 +11,8 @@ use super::segment::{Shape, shape};
 
 /// Most lines of one expression that are looked at.
 const MAX_LINES: usize = 500;
+/// Longest line of source that is shown, bytes.
+const MAX_LINE: usize = 16 * 1024;
 
 /// Adds the source of an entry.
 pub(super) fn excerpt(
@@ -45,10 +47,12 @@ pub(super) fn excerpt(
     }
 }
 
+/// The text of a line; none of one that nobody wrote by hand.
 fn text_at(lines: &[String], line: u32) -> &str {
     (line as usize)
         .checked_sub(1)
         .and_then(|idx| lines.get(idx))
+        .filter(|text| text.len() <= MAX_LINE)
         .map_or("", String::as_str)
 }
 

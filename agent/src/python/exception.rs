@@ -166,12 +166,17 @@ impl<M: Memory> Teller<'_, M> {
             position,
         } = entry;
         into.push_str(&format!("  File \"{path}\", line {line}, in {name}\n"));
+        if into.len() > MAX_EXCERPTS {
+            return;
+        }
         let file = self.sources.file(path);
         let text = file.as_deref().map_or(&[][..], Vec::as_slice);
         super::carets::excerpt(text, *line, position.as_ref(), self.minor, into);
     }
 }
 
+/// A stack trace that is longer has no lines of source from there on, bytes.
+const MAX_EXCERPTS: usize = 256 * 1024;
 /// Of a traceback with more entries than were copied, the outermost are known.
 const CUT: &str = "  ... and further calls, which were not read\n";
 /// Between an exception and the one that names it as its cause.

@@ -2,17 +2,20 @@
 //! process's own root, and remembered.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 
 /// Largest source file that is read, bytes.
 const MAX_FILE: u64 = 4 << 20;
 /// Most files that are remembered.
 const MAX_FILES: usize = 256;
+/// Most bytes of theirs.
+const MAX_BYTES: usize = 16 << 20;
 
 /// Lines of a file, with when it was changed.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub(super) struct Sources {
     /// `/proc/PID`.
     process: PathBuf,
     files: HashMap<String, Remembered>,
+    /// Bytes of all lines.
+    bytes: usize,
 }
 
 impl Sources {
@@ -35,6 +40,7 @@ impl Sources {
         Self {
             process: PathBuf::from(format!("/proc/{pid}")),
             files: HashMap::new(),
+            bytes: 0,
         }
     }
 
@@ -44,22 +50,25 @@ impl Sources {
         if path.starts_with('<') {
             return None;
         }
-        let full = match path.strip_prefix('/') {
-            Some(path) => self.process.join("root").join(path),
-            None => self.process.join("cwd").join(path),
-        };
-        let changed = std::fs::metadata(&full)
-            .and_then(|metadata| metadata.modified())
-            .ok();
+        let file = open_inside(&self.process, path);
+        let changed = file
+            .as_ref()
+            .and_then(|file| file.metadata().ok()?.modified().ok());
         if let Some(known) = self.files.get(path)
             && known.changed == changed
         {
             return known.lines.clone();
         }
-        let lines = read(&full).map(Arc::new);
-        if self.files.len() >= MAX_FILES {
-            self.files.clear();
+        let lines = file.and_then(read).map(Arc::new);
+        let bytes = size(lines.as_deref());
+        if let Some(known) = self.files.remove(path) {
+            self.bytes -= size(known.lines.as_deref());
         }
+        if self.files.len() >= MAX_FILES || self.bytes + bytes > MAX_BYTES {
+            self.files.clear();
+            self.bytes = 0;
+        }
+        self.bytes += bytes;
         let remembered = Remembered {
             changed,
             lines: lines.clone(),
@@ -69,13 +78,33 @@ impl Sources {
     }
 }
 
+/// Bytes of some lines.
+fn size(lines: Option<&Vec<String>>) -> usize {
+    lines.map_or(0, |lines| lines.iter().map(String::len).sum())
+}
+
+/// Opens a file as a process names it, and none outside of its own root: the
+/// name is the process's word, and so are the links on the way.
+fn open_inside(process: &Path, path: &str) -> Option<File> {
+    let (place, inside, how) = match path.strip_prefix('/') {
+        Some(inside) => ("root", inside, ResolveFlags::IN_ROOT),
+        None => ("cwd", path, ResolveFlags::BENEATH),
+    };
+    let place = open(
+        process.join(place),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .ok()?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let how = how | ResolveFlags::NO_MAGICLINKS;
+    openat2(&place, inside, flags, Mode::empty(), how)
+        .ok()
+        .map(File::from)
+}
+
 /// The lines of a regular file of moderate size.
-fn read(path: &std::path::Path) -> Option<Vec<String>> {
-    let file: File = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)
-        .ok()?;
+fn read(file: File) -> Option<Vec<String>> {
     if !file.metadata().ok()?.is_file() {
         return None;
     }
@@ -106,5 +135,68 @@ mod tests {
         assert_eq!(*sources.file(name).expect("read"), ["three"]);
         assert_eq!(sources.file("<string>"), None);
         assert_eq!(sources.file("/does/not/exist"), None);
+    }
+
+    /// What looks like a process, with a root of its own.
+    fn contained(root: &Path) -> Sources {
+        let process = root.join("proc");
+        std::fs::create_dir_all(root.join("inside/app")).expect("made");
+        std::fs::create_dir(&process).expect("made");
+        std::os::unix::fs::symlink(root.join("inside"), process.join("root")).expect("linked");
+        std::os::unix::fs::symlink(root.join("inside/app"), process.join("cwd")).expect("linked");
+        Sources {
+            process,
+            files: HashMap::new(),
+            bytes: 0,
+        }
+    }
+
+    #[test]
+    fn no_link_leads_out_of_the_root() {
+        let directory = tempfile::tempdir().expect("made");
+        let root = directory.path();
+        let mut sources = contained(root);
+        let secret = root.join("secret");
+        std::fs::write(&secret, "not theirs\n").expect("written");
+        std::fs::write(root.join("inside/app/app.py"), "theirs\n").expect("written");
+        let link = |target: &Path, name: &str| {
+            std::os::unix::fs::symlink(target, root.join("inside/app").join(name)).expect("linked");
+        };
+        link(&secret, "absolute.py");
+        link(Path::new("../../secret"), "relative.py");
+        link(Path::new("/app/app.py"), "own.py");
+        let theirs = Some(Arc::new(vec!["theirs".to_owned()]));
+        assert_eq!(sources.file("/app/app.py"), theirs);
+        assert_eq!(sources.file("/app/own.py"), theirs);
+        assert_eq!(sources.file("app.py"), theirs);
+        for outside in [
+            "/app/absolute.py",
+            "/app/relative.py",
+            "/../secret",
+            "absolute.py",
+            "relative.py",
+            "../../secret",
+        ] {
+            assert_eq!(sources.file(outside), None, "{outside}");
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let directory = tempfile::tempdir().expect("made");
+        let mut sources = contained(directory.path());
+        let folder = directory.path().join("inside/app");
+        for name in 0..10 {
+            let text = "x".repeat(MAX_FILE as usize - 1);
+            std::fs::write(folder.join(name.to_string()), text).expect("written");
+            assert!(sources.file(&format!("/app/{name}")).is_some());
+            assert!(sources.bytes <= MAX_BYTES);
+            let held: usize = sources
+                .files
+                .values()
+                .map(|file| size(file.lines.as_deref()))
+                .sum();
+            assert_eq!(sources.bytes, held);
+        }
     }
 }
