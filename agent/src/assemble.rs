@@ -68,6 +68,13 @@ counters! {
         no_thread_state => "spans.no_parent.no_thread_state",
         /// No parent: bytes of several owners in one write.
         mixed_queue => "spans.no_parent.mixed_queue",
+        /// No parent: handed over by a thread that had begun to answer.
+        after_answer => "spans.no_parent.after_answer",
+        /// No parent: an executor's thread, for no request.
+        unowned_work => "spans.no_parent.unowned_work",
+        /// No parent: a thread or process that was started during a request,
+        /// but not by the application's own code.
+        foreign_start => "spans.no_parent.foreign_start",
         /// No parent: the owner's bytes hold several requests, or its next
         /// request came before it was answered.
         pipelined => "spans.no_parent.pipelined",
@@ -457,12 +464,15 @@ impl Assembler {
     /// The server exchange that the evidence points to, or why none.
     fn owner(&self, evidence: Evidence) -> Result<(ExchangeId, &Server), Refusal> {
         let inferred = match evidence.rule {
-            rule::CONTEXT | rule::THREAD | rule::QUEUED => false,
+            rule::CONTEXT | rule::THREAD | rule::QUEUED | rule::WORK_ITEM | rule::STARTED => false,
             rule::CONTEXT_AFTER_READ | rule::QUEUED_AFTER_READ => true,
             rule::EVENT_LOOP => return Err(|stats| &stats.event_loop),
             rule::IDLE_THREAD => return Err(|stats| &stats.idle_thread),
             rule::NO_THREAD_STATE | rule::NONE => return Err(|stats| &stats.no_thread_state),
             rule::MIXED_QUEUE => return Err(|stats| &stats.mixed_queue),
+            rule::AFTER_ANSWER => return Err(|stats| &stats.after_answer),
+            rule::UNOWNED_WORK => return Err(|stats| &stats.unowned_work),
+            rule::FOREIGN_START => return Err(|stats| &stats.foreign_start),
             _ => return Err(|stats| &stats.unowned_context),
         };
         let Owner { conn, offset } = evidence.owner;

@@ -6,6 +6,7 @@
 //! memory and steers `probes`.
 
 mod frameworks;
+mod handoffs;
 mod lineage;
 mod message;
 
@@ -70,10 +71,15 @@ counters! {
         resumed => "discovery.lineage_resumed",
         /// Function probes that could not be attached.
         hooks_failed => "discovery.hooks_failed",
+        /// Processes whose executors cannot be followed.
+        queues_failed => "discovery.queues_failed",
         /// Recipes that the kernel side has no room for.
         recipes_failed => "discovery.dropped.recipes",
     }
 }
+
+/// The target's flags that hold only where every probe for them is in place.
+const FOLLOWED: u32 = target_flag::TASK_AFTER_READ | target_flag::LINEAGE | target_flag::WORK_ITEMS;
 
 /// Why a process cannot be traced.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +144,8 @@ struct Tracee {
     lineage: Lineage,
     /// Whether its transports' writes are probed.
     writes_probed: bool,
+    /// Whether the queues of its executors are probed, or cannot be.
+    queues_probed: bool,
     moments: Moments,
     /// The server that runs it, with its version.
     server: Option<(&'static str, Option<String>)>,
@@ -170,6 +178,8 @@ pub struct Discovery {
     frames: bool,
     host: Host,
     next_seed: u64,
+    /// The last [`Target::epoch`] that was given.
+    last_epoch: u32,
     /// What happened, counted.
     pub stats: DiscoveryStats,
 }
@@ -184,6 +194,7 @@ impl Discovery {
             frames,
             host: Host::read(),
             next_seed: SEEDED,
+            last_epoch: 0,
             stats: DiscoveryStats::default(),
         }
     }
@@ -234,6 +245,7 @@ impl Discovery {
             target: from.target,
             lineage: Lineage::Never,
             writes_probed: false,
+            queues_probed: false,
             moments: from.moments,
             server: from.server.clone(),
             next_frameworks: Instant::now() + RELOOK,
@@ -271,7 +283,7 @@ impl Discovery {
         };
         if tracee.interpreter.is_some() {
             changes.messages.push(message);
-            tracee.target.flags &= !(target_flag::TASK_AFTER_READ | target_flag::LINEAGE);
+            tracee.target.flags &= !FOLLOWED;
             self.follow(child, &process, probes);
             self.hook_moments(child, probes);
         }
@@ -306,6 +318,7 @@ impl Discovery {
         tracee.target = Target::default();
         tracee.lineage = Lineage::Never;
         tracee.writes_probed = false;
+        tracee.queues_probed = false;
         tracee.moments = Moments::default();
         tracee.server = None;
         tracee.until = Some(now + PATIENCE);
@@ -379,6 +392,13 @@ impl Discovery {
         self.tracees.is_empty()
     }
 
+    /// An epoch that no process had before: what was noted of one is never
+    /// found by another of the same id.
+    fn next_epoch(&mut self) -> u32 {
+        self.last_epoch = self.last_epoch.wrapping_add(1);
+        self.last_epoch
+    }
+
     fn begin(
         &mut self,
         pid: u32,
@@ -404,6 +424,7 @@ impl Discovery {
                 target,
                 lineage: Lineage::Never,
                 writes_probed: false,
+                queues_probed: false,
                 moments: Moments::default(),
                 server: None,
                 next_frameworks: now + RELOOK,
@@ -429,6 +450,7 @@ impl Discovery {
             .is_some_and(|tracee| tracee.interpreter.is_some());
         if known {
             self.modules(pid, &process, probes);
+            self.handoffs(pid, &process, probes);
             self.frameworks(pid, &process, probes, changes, urgent);
             return;
         }
@@ -502,6 +524,7 @@ impl Discovery {
     fn follow(&mut self, pid: u32, process: &Process, probes: &mut Probes) {
         self.hook_contexts(pid, process, probes);
         self.modules(pid, process, probes);
+        self.handoffs(pid, process, probes);
         if let Some(tracee) = self.tracees.get(&pid) {
             tell(pid, &tracee.target, probes);
         }
@@ -602,9 +625,12 @@ fn place(hook: Hook, path: &std::path::Path, offset: u64) -> Placement {
         .unwrap_or(0);
     let code = code.get(..read).unwrap_or_default();
     match hook {
-        Hook::TransportWrite | Hook::ContextExplicit | Hook::VariableReset | Hook::Raised => {
-            placement::entry(code)
-        }
+        Hook::TransportWrite
+        | Hook::WorkQueued
+        | Hook::WorkWanted
+        | Hook::ContextExplicit
+        | Hook::VariableReset
+        | Hook::Raised => placement::entry(code),
         // Chosen by instruction already.
         Hook::ContextCopiedIn(_) | Hook::ContextCreatedIn(_) => Placement {
             offset: 0,

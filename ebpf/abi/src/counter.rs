@@ -53,12 +53,23 @@ pub enum Counter {
     StackValuesFull = 22,
     /// Values of frames that could not be reached.
     StackValueFailed = 23,
+    /// Items put into a `SimpleQueue`.
+    QueuedItems = 24,
+    /// Times that an executor's thread asked for its next work item.
+    WorkItemsTaken = 25,
+    /// Threads and processes that a request's own code started.
+    StartedByRequest = 26,
+    /// Threads and processes that were started during a request by others, or
+    /// by whom could not be told.
+    StartedByOthers = 27,
+    /// A work item was not recorded because the table refused it.
+    WorkTableRefused = 28,
 }
 
 impl Counter {
     /// Every counter with its name as the operator reads it and whether it
     /// counts a loss.
-    pub const ALL: [(Self, &'static str, bool); 24] = [
+    pub const ALL: [(Self, &'static str, bool); 29] = [
         (Self::RecordsWritten, "kernel.records", false),
         (Self::DataRingFull, "kernel.lost.data_ring_full", true),
         (
@@ -103,5 +114,14 @@ impl Counter {
         (Self::StackCutOff, "kernel.stack_cut_off", false),
         (Self::StackValuesFull, "kernel.stack_values_full", false),
         (Self::StackValueFailed, "kernel.stack_value_failed", false),
+        (Self::QueuedItems, "kernel.queued_items", false),
+        (Self::WorkItemsTaken, "kernel.work_items_taken", false),
+        (Self::StartedByRequest, "kernel.started_by_request", false),
+        (Self::StartedByOthers, "kernel.started_by_others", false),
+        (
+            Self::WorkTableRefused,
+            "kernel.lost.work_table_refused",
+            true,
+        ),
     ];
 }

@@ -23,6 +23,11 @@ pub mod target_flag {
     /// Stacks are walked where a request begins, see
     /// [`crate::record::moment::REQUEST`].
     pub const STACK_AT_REQUEST: u32 = 32;
+    /// `threading.Thread` runs in an entered context of its own (3.14).
+    pub const THREAD_CONTEXTS: u32 = 64;
+    /// The queues of executors are probed. Without it the thread of one would
+    /// keep what it knew of an earlier work item.
+    pub const WORK_ITEMS: u32 = 128;
 }
 
 /// A traced process: value of `TARGETS`, keyed by process id.
