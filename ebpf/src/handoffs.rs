@@ -158,6 +158,14 @@ pub(crate) fn started(target: &Target, parent: u32, pid: u32, tid: u32) {
         return;
     };
     let place = contexts::place(target, starter);
+    // Plain values from here on: kernels before 6.3 refuse to copy what a
+    // none leaves undefined.
+    let (context, tstate) = match place {
+        Some(Place {
+            context, tstate, ..
+        }) => (context, tstate),
+        None => (0, 0),
+    };
     let finding = contexts::current_owner(parent, target, starter, place);
     let finding = handed_over(starter, finding, rule::STARTED);
     if finding.owner.conn == 0 {
@@ -167,7 +175,7 @@ pub(crate) fn started(target: &Target, parent: u32, pid: u32, tid: u32) {
             return;
         }
         thread.rule = u32::from(finding.rule);
-    } else if is_own(target, place, pid == parent) {
+    } else if is_own(target, tstate, pid == parent) {
         count(Counter::StartedByRequest);
         thread.owner = finding.owner;
         thread.rule = u32::from(finding.rule);
@@ -175,9 +183,7 @@ pub(crate) fn started(target: &Target, parent: u32, pid: u32, tid: u32) {
         count(Counter::StartedByOthers);
         thread.rule = u32::from(rule::FOREIGN_START);
     }
-    if pid != parent
-        && let Some(Place { context, .. }) = place
-    {
+    if pid != parent {
         // The child goes on in its parent's context to its end; nothing else
         // of the parent's goes on there.
         thread.loop_context = context;
@@ -191,10 +197,10 @@ pub(crate) fn started(target: &Target, parent: u32, pid: u32, tid: u32) {
 /// now. What another program starts, it starts for whom it was started
 /// itself.
 #[inline(always)]
-fn is_own(target: &Target, place: Option<Place>, thread: bool) -> bool {
-    let Some(Place { tstate, .. }) = place else {
+fn is_own(target: &Target, tstate: u64, thread: bool) -> bool {
+    if tstate == 0 {
         return target.flags & target_flag::PYTHON == 0;
-    };
+    }
     let Some(layout) = stacks::layout(target.layout) else {
         return false;
     };

@@ -149,50 +149,74 @@ pub fn is_applications_start<M: Memory>(
     tstate: u64,
     thread: bool,
 ) -> Result<bool, Error> {
-    let mut next = frame::innermost(memory, layout, tstate)?;
-    let mut library = Ascii { data: 0, len: 0 };
-    let mut starter = Ascii { data: 0, len: 0 };
-    for _ in 0..MAX_FRAMES {
-        if next == 0 {
-            break;
-        }
-        let (code, back) = frame::code_and_back(memory, layout, next)?;
-        next = back;
-        if code == 0 {
-            continue;
-        }
-        let file = text_at(memory, layout, field(code, layout.code.co_filename))?;
-        let end = tail(memory, file)?;
-        let mut name = 0;
-        if thread {
-            if library.len == 0 {
-                let called = text_at(memory, layout, field(code, layout.code.co_name))?;
-                let start = START.matches(&tail(memory, called)?);
-                name = THREADING.matches(&end) & start & (THREADING.len - 1);
-                if called.len != START.len {
-                    name = 0;
-                }
-            }
-        } else {
-            for (suffix, len) in &PROCESS_FILES {
-                name |= suffix.matches(&end) & *len;
-            }
-        }
-        if name == 0 {
-            starter = file;
-            break;
-        }
-        if library.len == 0 {
-            library = Ascii {
-                data: file.data,
-                len: file.len.wrapping_sub(name),
-            };
-        }
+    let mut search = Search {
+        next: frame::innermost(memory, layout, tstate)?,
+        library: Ascii { data: 0, len: 0 },
+        starter: Ascii { data: 0, len: 0 },
+    };
+    // No loop: older kernels take the way back for one that never ends if the
+    // compiler lays it out so that it is no jump.
+    macro_rules! steps {
+        ($($frame:literal)*) => {$(
+            search.step(memory, layout, thread)?;
+            let _number = $frame;
+        )*};
     }
+    steps!(1 2 3 4 5 6 7 8);
+    let Search {
+        library, starter, ..
+    } = search;
     if library.len == 0 || starter.len == 0 {
         return Ok(false);
     }
     is_applications(memory, starter, library)
+}
+
+/// Looks for the function that starts a thread or a process, outwards.
+struct Search {
+    /// The next frame, or 0.
+    next: u64,
+    /// The standard library's directory, from when it is known.
+    library: Ascii,
+    /// The file of the function, from when it is known.
+    starter: Ascii,
+}
+
+impl Search {
+    /// Looks at one frame.
+    #[inline(always)]
+    fn step<M: Memory>(&mut self, memory: &M, layout: &Layout, thread: bool) -> Result<(), Error> {
+        if self.next == 0 || self.starter.len != 0 {
+            return Ok(());
+        }
+        let (code, back) = frame::code_and_back(memory, layout, self.next)?;
+        self.next = back;
+        if code == 0 {
+            return Ok(());
+        }
+        let file = text_at(memory, layout, field(code, layout.code.co_filename))?;
+        let end = tail(memory, file)?;
+        let mut name = 0;
+        if !thread {
+            for (suffix, len) in &PROCESS_FILES {
+                name |= suffix.matches(&end) & *len;
+            }
+        } else if self.library.len == 0 {
+            let called = text_at(memory, layout, field(code, layout.code.co_name))?;
+            let start = START.matches(&tail(memory, called)?);
+            let exact = all_if_zero(called.len ^ START.len);
+            name = THREADING.matches(&end) & start & exact & (THREADING.len - 1);
+        }
+        if name == 0 {
+            self.starter = file;
+        } else {
+            // The first one's.
+            let first = all_if_zero(self.library.len);
+            self.library.data |= file.data & first;
+            self.library.len |= file.len.wrapping_sub(name) & first;
+        }
+        Ok(())
+    }
 }
 
 /// Whether a file is the application's: neither in the directory of the
@@ -308,9 +332,6 @@ const PACKAGES: u64 = u64::from_le_bytes(*b"ackages/");
 const MAX_PATH: u64 = 256;
 /// Variables that are looked through for the work item.
 const MAX_LOCALS: u32 = 12;
-/// Frames between the call of the operating system and whoever starts a
-/// process.
-const MAX_FRAMES: u32 = 10;
 
 #[cfg(test)]
 mod tests {
