@@ -40,10 +40,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let missing_roots = stages.time("interpreters", || Ok(roots::ensure()))?;
     let tools = Venv::ensure("tools", "requirements-tools.txt")?;
     let (python, pythons) = stages.time("python", environments)?;
-    let (frameworks, parity) = stages.time("frameworks", || {
+    let (frameworks, parity, servers) = stages.time("frameworks", || {
         let frameworks = Venv::ensure("frameworks", "requirements-frameworks.txt")?;
+        let servers = Venv::ensure("servers", "requirements-servers.txt")?;
         let (name, requirements) = parity::REQUIREMENTS;
-        anyhow::Ok((frameworks, Venv::ensure(name, requirements)?))
+        anyhow::Ok((frameworks, Venv::ensure(name, requirements)?, servers))
     })?;
     let agent = stages.time("release agent", agent)?;
 
@@ -77,6 +78,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .env("OTEL_EBPF_PYTHONS", &pythons)
         .env("OTEL_EBPF_FRAMEWORKS_PYTHON", frameworks.python())
         .env("OTEL_EBPF_PARITY_PYTHON", parity.python())
+        .env("OTEL_EBPF_SERVERS_PYTHON", servers.python())
         .env("OTEL_EBPF_UVLOOP_PYTHON", &python)
         .env("OTEL_EBPF_ROOTS", roots::directory())
         .env("OTEL_EBPF_ATTRIBUTION", attribution::directory())
