@@ -8,8 +8,9 @@
 mod frameworks;
 mod lineage;
 mod message;
+mod tls;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use abi::record::role;
 use self::frameworks::{Moments, RELOOK};
 use self::lineage::Lineage;
 pub use self::lineage::Traffic;
+use self::tls::{FileId, TlsCallers};
 use crate::probes::{Hook, ProbeError, Probes};
 use crate::protocol::{Endpoint, Role};
 use crate::python::Python;
@@ -70,6 +72,8 @@ counters! {
         resumed => "discovery.lineage_resumed",
         /// Function probes that could not be attached.
         hooks_failed => "discovery.hooks_failed",
+        /// Calls of OpenSSL whose results cannot be seen, by file.
+        tls_unseen => "discovery.tls_calls_unseen",
         /// Recipes that the kernel side has no room for.
         recipes_failed => "discovery.dropped.recipes",
     }
@@ -138,6 +142,8 @@ struct Tracee {
     lineage: Lineage,
     /// Whether its transports' writes are probed.
     writes_probed: bool,
+    /// Mapped files that were searched for calls of OpenSSL.
+    searched: HashSet<FileId>,
     moments: Moments,
     /// The server that runs it, with its version.
     server: Option<(&'static str, Option<String>)>,
@@ -170,6 +176,7 @@ pub struct Discovery {
     frames: bool,
     host: Host,
     next_seed: u64,
+    callers: TlsCallers,
     /// What happened, counted.
     pub stats: DiscoveryStats,
 }
@@ -184,6 +191,7 @@ impl Discovery {
             frames,
             host: Host::read(),
             next_seed: SEEDED,
+            callers: TlsCallers::default(),
             stats: DiscoveryStats::default(),
         }
     }
@@ -234,6 +242,7 @@ impl Discovery {
             target: from.target,
             lineage: Lineage::Never,
             writes_probed: false,
+            searched: HashSet::new(),
             moments: from.moments,
             server: from.server.clone(),
             next_frameworks: Instant::now() + RELOOK,
@@ -271,7 +280,8 @@ impl Discovery {
         };
         if tracee.interpreter.is_some() {
             changes.messages.push(message);
-            tracee.target.flags &= !(target_flag::TASK_AFTER_READ | target_flag::LINEAGE);
+            tracee.target.flags &=
+                !(target_flag::TASK_AFTER_READ | target_flag::LINEAGE | target_flag::TLS);
             self.follow(child, &process, probes);
             self.hook_moments(child, probes);
         }
@@ -306,6 +316,7 @@ impl Discovery {
         tracee.target = Target::default();
         tracee.lineage = Lineage::Never;
         tracee.writes_probed = false;
+        tracee.searched.clear();
         tracee.moments = Moments::default();
         tracee.server = None;
         tracee.until = Some(now + PATIENCE);
@@ -404,6 +415,7 @@ impl Discovery {
                 target,
                 lineage: Lineage::Never,
                 writes_probed: false,
+                searched: HashSet::new(),
                 moments: Moments::default(),
                 server: None,
                 next_frameworks: now + RELOOK,
@@ -429,6 +441,7 @@ impl Discovery {
             .is_some_and(|tracee| tracee.interpreter.is_some());
         if known {
             self.modules(pid, &process, probes);
+            self.hook_tls(pid, &process, probes);
             self.frameworks(pid, &process, probes, changes, urgent);
             return;
         }
@@ -502,6 +515,7 @@ impl Discovery {
     fn follow(&mut self, pid: u32, process: &Process, probes: &mut Probes) {
         self.hook_contexts(pid, process, probes);
         self.modules(pid, process, probes);
+        self.hook_tls(pid, process, probes);
         if let Some(tracee) = self.tracees.get(&pid) {
             tell(pid, &tracee.target, probes);
         }
@@ -606,7 +620,7 @@ fn place(hook: Hook, path: &std::path::Path, offset: u64) -> Placement {
             placement::entry(code)
         }
         // Chosen by instruction already.
-        Hook::ContextCopiedIn(_) | Hook::ContextCreatedIn(_) => Placement {
+        Hook::ContextCopiedIn(_) | Hook::ContextCreatedIn(_) | Hook::Tls(_) => Placement {
             offset: 0,
             single_stepped: false,
         },

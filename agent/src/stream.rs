@@ -42,6 +42,10 @@ counters! {
         gap_bytes => "stream.gap_bytes",
         /// Transfers that came twice or out of order, and were left out.
         overlaps => "stream.dropped.overlaps",
+        /// Connections whose TLS sessions were found.
+        tls => "stream.tls",
+        /// Connections that carried TLS of sessions that were not found.
+        sealed => "stream.tls_sealed",
         /// Connections muted: of no known protocol.
         unknown_protocol => "stream.muted.unknown_protocol",
         /// Connections muted: upgraded to another protocol.
@@ -195,6 +199,8 @@ struct Stream {
     last: [u64; 2],
     /// What `next` was when the parser was made, which counts from there.
     base: [u64; 2],
+    /// Whether bytes of each direction came out of a TLS session.
+    tls: [bool; 2],
     /// The exchange whose request is being read: begun and not ended, and
     /// known to be the one that the next bytes continue.
     current: Option<u64>,
@@ -257,6 +263,7 @@ impl Streams {
                 next: [0; 2],
                 last: [0; 2],
                 base: [0; 2],
+                tls: [false; 2],
                 current: None,
                 read: None,
             },
@@ -284,6 +291,9 @@ impl Streams {
             return;
         };
         self.steps.clear();
+        if data.flags & record::flag::TLS != 0 {
+            stream.unseal(data, &mut self.steps, &self.stats, out);
+        }
         stream.data(data, bytes, &mut self.steps, &self.stats, out);
     }
 
@@ -358,6 +368,55 @@ impl Stream {
         }
     }
 
+    /// Bytes came out of a TLS session. Whatever the connection carried before
+    /// the first of them is over: a proxy was asked for a tunnel, or records
+    /// were not known as such.
+    fn unseal(
+        &mut self,
+        data: &Data,
+        steps: &mut Vec<Step>,
+        stats: &StreamStats,
+        out: &mut Vec<Progress>,
+    ) {
+        if self.tls == [false; 2] {
+            stats.tls.one();
+            let before = std::mem::replace(
+                &mut self.state,
+                State::Doubt {
+                    tries: TRIES_OLD,
+                    held: Vec::new(),
+                },
+            );
+            match before {
+                State::Known(mut parser) => {
+                    parser.close(steps);
+                    let evidence = Evidence {
+                        owner: Owner::default(),
+                        rule: record::rule::NONE,
+                    };
+                    let end = self.last[0].max(self.last[1]);
+                    self.deliver(data.conn, steps, stats, data.at, end, evidence, out);
+                    self.current = None;
+                    self.read = None;
+                }
+                State::Doubt { tries, .. } => {
+                    self.state = State::Doubt {
+                        tries,
+                        held: Vec::new(),
+                    };
+                }
+                State::Muted => {}
+            }
+        }
+        let way = usize::from(data.direction & 1);
+        if let Some(tls @ false) = self.tls.get_mut(way) {
+            *tls = true;
+            // Records that were taken for something else were counted.
+            self.next[way] = data.offset;
+            self.base[way] = data.offset;
+        }
+    }
+
     /// Looks for the protocol in the first bytes.
     fn recognise(
         &mut self,
@@ -395,7 +454,7 @@ impl Stream {
                     role,
                     local: self.local.clone(),
                     peer: self.peer.clone(),
-                    tls: false,
+                    tls: self.tls != [false; 2],
                 };
                 let held = std::mem::take(held);
                 self.state = State::Known((protocol.parser)(&connection));

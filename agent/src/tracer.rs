@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use abi::map::Descriptor;
+use abi::map::{Descriptor, tls};
 use abi::record::Process;
 
 use crate::assemble::{Assembler, Ids, Span, UnixTime};
@@ -42,6 +42,9 @@ impl Tracer {
             Event::Data(data, bytes) => self.streams.data(&data, bytes, &mut self.progress),
             Event::Open(open) => self.streams.open(Opening::from(&open), &mut self.progress),
             Event::Close(close) => {
+                if close.tls == tls::SEALED {
+                    self.streams.stats.sealed.one();
+                }
                 self.streams
                     .close(close.conn, Some(close.at), &mut self.progress);
             }

@@ -131,7 +131,10 @@ impl Discovery {
             .collect();
         for pid in due {
             match super::open(pid) {
-                Ok(process) => self.frameworks(pid, &process, probes, changes, false),
+                Ok(process) => {
+                    self.hook_tls(pid, &process, probes);
+                    self.frameworks(pid, &process, probes, changes, false);
+                }
                 Err(error) => tracing::debug!(pid, %error, "cannot look for frameworks"),
             }
             if let Some(tracee) = self.tracees.get_mut(&pid) {

@@ -53,12 +53,18 @@ pub enum Counter {
     StackValuesFull = 22,
     /// Values of frames that could not be reached.
     StackValueFailed = 23,
+    /// TLS sessions found to be carried by a connection.
+    TlsJoined = 40,
+    /// Reads from and writes to TLS sessions of no known connection.
+    TlsUnjoined = 41,
+    /// TLS records received that might be of several connections.
+    TlsAmbiguous = 42,
 }
 
 impl Counter {
     /// Every counter with its name as the operator reads it and whether it
     /// counts a loss.
-    pub const ALL: [(Self, &'static str, bool); 24] = [
+    pub const ALL: [(Self, &'static str, bool); 27] = [
         (Self::RecordsWritten, "kernel.records", false),
         (Self::DataRingFull, "kernel.lost.data_ring_full", true),
         (
@@ -103,5 +109,8 @@ impl Counter {
         (Self::StackCutOff, "kernel.stack_cut_off", false),
         (Self::StackValuesFull, "kernel.stack_values_full", false),
         (Self::StackValueFailed, "kernel.stack_value_failed", false),
+        (Self::TlsJoined, "kernel.tls_joined", false),
+        (Self::TlsUnjoined, "kernel.lost.tls_unjoined", true),
+        (Self::TlsAmbiguous, "kernel.tls_ambiguous", false),
     ];
 }

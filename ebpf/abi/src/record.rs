@@ -84,6 +84,10 @@ pub mod rule {
 pub mod flag {
     /// The system call moved bytes without showing them (`sendfile`).
     pub const UNSEEN: u8 = 1;
+    /// The bytes are what the application read from or wrote to a TLS session
+    /// that the connection carries. Offsets go on from those of the bytes
+    /// that were recorded before; sealed bytes are not counted.
+    pub const TLS: u8 = 2;
 }
 
 /// Which bytes of which connection caused an event.
@@ -182,8 +186,10 @@ pub struct Open {
 pub struct Close {
     /// [`kind::CLOSE`].
     pub kind: u8,
+    /// What was known of TLS on it, see [`crate::map::tls`].
+    pub tls: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 2],
     /// Process id.
     pub pid: u32,
     /// Connection id.
