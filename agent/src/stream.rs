@@ -994,6 +994,62 @@ mod tests {
         }
     }
 
+    /// Text out of a connection's TLS session.
+    fn unsealed(wire: &mut Wire, way: u8, text: &str) {
+        let mut data = wire.record(1, way, text.len());
+        data.flags = record::flag::TLS;
+        wire.streams.data(&data, text.as_bytes(), &mut wire.out);
+    }
+
+    fn scheme(wire: &mut Wire) -> String {
+        let scheme = wire.out.iter().find_map(|progress| match progress {
+            Progress::End { result, .. } => Some(find(result, "url.scheme")),
+            _ => None,
+        });
+        scheme.unwrap_or_default()
+    }
+
+    #[test]
+    fn tells_the_parser_of_tls() {
+        let mut wire = server();
+        unsealed(&mut wire, RECEIVED, GET);
+        unsealed(&mut wire, SENT, OK);
+        assert_eq!(scheme(&mut wire), "https");
+        assert_eq!(wire.streams.stats.tls.value(), 1);
+        let mut wire = server();
+        wire.received(GET);
+        wire.sent(OK);
+        assert_eq!(scheme(&mut wire), "http");
+    }
+
+    #[test]
+    fn what_came_before_tls_is_over() {
+        // Records of a session that was not known yet, then its plaintext.
+        let mut wire = Wire::default();
+        wire.open(1, 1, Some(Role::Server), true);
+        let wire = check(
+            wire,
+            |wire| {
+                wire.received("\x17 ciphertext, in the middle of a record");
+                unsealed(wire, RECEIVED, GET);
+                unsealed(wire, SENT, OK);
+            },
+            "Server 0 at 20; head 0; 39..67 of 0, head; end 0 at 30 with 200",
+        );
+        assert_eq!(wire.streams.stats.gap_bytes.value(), 0);
+        // A request that was never answered, then a session.
+        check(
+            server(),
+            |wire| {
+                wire.received(GET);
+                unsealed(wire, RECEIVED, GET);
+                unsealed(wire, SENT, OK);
+            },
+            "Server 0 at 10; head 0; 0..28 of 0, head; abandon 0; \
+             Server 0 at 20; head 0; 28..56 of 0, head; end 0 at 30 with 200",
+        );
+    }
+
     #[test]
     fn stamps_a_server_exchange_with_its_first_and_last_byte() {
         check(
