@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use abi::map::Descriptor;
-use abi::record::{self, Data, Open, Owner, direction};
+use abi::record::{self, Data, Open, Owner, TlsJoin, direction};
 
 use crate::insight::Insight;
 use crate::propagation::TraceContext;
@@ -26,6 +26,10 @@ const TRIES_NEW: u32 = 2;
 /// The same for a connection older than the attach, which may be in the
 /// middle of a body.
 const TRIES_OLD: u32 = 64;
+/// TLS sessions of which bytes are held, and writes held of each: a request
+/// head and a body in pieces.
+const MAX_HELD_SESSIONS: usize = 4096;
+const MAX_HELD: usize = 16;
 /// Bytes kept while the protocol is in doubt.
 const MAX_DOUBT: usize = 1024;
 
@@ -46,6 +50,8 @@ counters! {
         tls => "stream.tls",
         /// Connections that carried TLS of sessions that were not found.
         sealed => "stream.tls_sealed",
+        /// TLS sessions of which bytes were held that no connection came for.
+        unheld => "stream.dropped.tls_held",
         /// Connections muted: of no known protocol.
         unknown_protocol => "stream.muted.unknown_protocol",
         /// Connections muted: upgraded to another protocol.
@@ -183,6 +189,9 @@ pub struct Streams {
     streams: HashMap<u64, Stream>,
     descriptors: HashMap<Descriptor, u64>,
     steps: Vec<Step>,
+    /// What was written to TLS sessions of no known connection, by process and
+    /// session.
+    held: HashMap<(u32, u64), Vec<Held>>,
     /// What was left out, and why.
     pub stats: StreamStats,
 }
@@ -297,6 +306,47 @@ impl Streams {
         stream.data(data, bytes, &mut self.steps, &self.stats, out);
     }
 
+    /// Bytes were written to a TLS session whose connection is not known yet.
+    pub fn hold(&mut self, data: &Data, bytes: &[u8]) {
+        let session = (data.pid, data.conn);
+        if !self.held.contains_key(&session) && self.held.len() >= MAX_HELD_SESSIONS {
+            self.stats.unheld.one();
+            return;
+        }
+        let held = self.held.entry(session).or_default();
+        // What is not whole is found to be when the session is joined.
+        if held.len() < MAX_HELD {
+            held.push(Held {
+                data: *data,
+                bytes: bytes.to_vec(),
+            });
+        }
+    }
+
+    /// The connection of a TLS session is known, or its held bytes are of no
+    /// use.
+    pub fn join(&mut self, join: &TlsJoin, out: &mut Vec<Progress>) {
+        let Some(held) = self.held.remove(&(join.pid, join.ssl)) else {
+            return;
+        };
+        let mut end = 0;
+        let mut whole = join.conn != 0;
+        for Held { data, .. } in &held {
+            whole &= data.offset == end;
+            end = data.offset.saturating_add(data.len.into());
+        }
+        if !whole || end != join.held {
+            self.stats.unheld.one();
+            return;
+        }
+        for Held { mut data, bytes } in held {
+            data.conn = join.conn;
+            data.fd = join.fd;
+            data.offset = data.offset.saturating_add(join.offset);
+            self.data(&data, &bytes, out);
+        }
+    }
+
     /// A connection was closed at `at`, or is known to be gone.
     pub fn close(&mut self, conn: u64, at: Option<u64>, out: &mut Vec<Progress>) {
         let Some(mut stream) = self.streams.remove(&conn) else {
@@ -334,6 +384,7 @@ impl Streams {
             .filter(|(descriptor, _)| descriptor.pid == pid)
             .map(|(&descriptor, &conn)| (descriptor, conn))
             .collect();
+        self.held.retain(|&(owner, _), _| owner != pid);
         gone.sort_unstable_by_key(|&(_, conn)| conn);
         for &(_, conn) in &gone {
             self.close(conn, Some(at), out);
@@ -396,6 +447,8 @@ impl Stream {
                     };
                     let end = self.last[0].max(self.last[1]);
                     self.deliver(data.conn, steps, stats, data.at, end, evidence, out);
+                    // Exchanges are numbered anew.
+                    out.push(Progress::Closed { conn: data.conn });
                     self.current = None;
                     self.read = None;
                 }
@@ -1022,6 +1075,60 @@ mod tests {
         assert_eq!(scheme(&mut wire), "http");
     }
 
+    /// Text that was written to a session of no known connection.
+    fn hold(wire: &mut Wire, offset: u64, text: &str) {
+        let mut data = wire.record(99, SENT, text.len());
+        data.flags = record::flag::TLS;
+        data.offset = offset;
+        data.conn = 0xbeef;
+        wire.streams.hold(&data, text.as_bytes());
+    }
+
+    fn joined(wire: &mut Wire, conn: u64, held: u64, offset: u64) {
+        let mut join = TlsJoin::new_zeroed();
+        join.pid = 7;
+        join.ssl = 0xbeef;
+        join.conn = conn;
+        join.held = held;
+        join.offset = offset;
+        wire.streams.join(&join, &mut wire.out);
+    }
+
+    #[test]
+    fn what_was_held_belongs_to_the_connection_that_is_found() {
+        let mut wire = Wire::default();
+        wire.open(1, 1, Some(Role::Client), true);
+        check(
+            wire,
+            |wire| {
+                hold(wire, 0, &GET[..10]);
+                hold(wire, 10, &GET[10..]);
+                joined(wire, 1, 28, 0);
+                unsealed(wire, RECEIVED, OK);
+            },
+            "Client 0 at 7; head 0; end 0 at 30 with 200",
+        );
+    }
+
+    #[test]
+    fn what_was_held_in_part_or_for_nobody_is_dropped() {
+        for (from, conn, held) in [(0, 0, 28), (0, 1, 29), (3, 1, 28)] {
+            let mut wire = Wire::default();
+            wire.open(1, 1, Some(Role::Client), true);
+            let wire = check(
+                wire,
+                |wire| {
+                    hold(wire, from, GET);
+                    joined(wire, conn, held, 0);
+                    joined(wire, 1, 28, 0);
+                },
+                "",
+            );
+            assert_eq!(wire.streams.stats.unheld.value(), 1);
+            assert!(wire.streams.held.is_empty());
+        }
+    }
+
     #[test]
     fn what_came_before_tls_is_over() {
         // Records of a session that was not known yet, then its plaintext.
@@ -1045,7 +1152,7 @@ mod tests {
                 unsealed(wire, RECEIVED, GET);
                 unsealed(wire, SENT, OK);
             },
-            "Server 0 at 10; head 0; 0..28 of 0, head; abandon 0; \
+            "Server 0 at 10; head 0; 0..28 of 0, head; abandon 0; closed 1; \
              Server 0 at 20; head 0; 28..56 of 0, head; end 0 at 30 with 200",
         );
     }

@@ -40,6 +40,8 @@ impl Tracer {
     pub fn event(&mut self, event: Event<'_>) -> Option<Process> {
         match event {
             Event::Data(data, bytes) => self.streams.data(&data, bytes, &mut self.progress),
+            Event::Held(data, bytes) => self.streams.hold(&data, bytes),
+            Event::Join(join) => self.streams.join(&join, &mut self.progress),
             Event::Open(open) => self.streams.open(Opening::from(&open), &mut self.progress),
             Event::Close(close) => {
                 if close.tls == tls::SEALED {

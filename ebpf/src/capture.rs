@@ -277,6 +277,51 @@ pub(crate) fn plaintext(
     segment(&mut data, connection, address, clamp(len));
 }
 
+/// Plaintext was written to a TLS session whose connection is not known yet.
+#[inline(always)]
+pub(crate) fn held(
+    pid_tgid: u64,
+    target: &Target,
+    thread: &Thread,
+    ssl: u64,
+    offset: u64,
+    plaintext: Plaintext,
+) {
+    let pid = (pid_tgid >> 32) as u32;
+    let place = contexts::place(target, thread);
+    let finding = contexts::current_owner(pid, target, thread, place);
+    let mut data = Data {
+        kind: kind::TLS_HELD,
+        direction: direction::SENT,
+        rule: finding.rule,
+        flags: flag::TLS,
+        pid,
+        tid: pid_tgid as u32,
+        fd: plaintext.fd,
+        conn: ssl,
+        offset,
+        len: 0,
+        captured: 0,
+        started: plaintext.started,
+        // SAFETY: the helper has no preconditions.
+        at: unsafe { bpf_ktime_get_ns() },
+        owner: finding.owner,
+        context: match place {
+            Some(place) => place.context,
+            None => 0,
+        },
+        tail: [0; 8],
+    };
+    let mut nowhere = Connection::default();
+    nowhere.budget = budget(role::CLIENT, direction::SENT);
+    segment(
+        &mut data,
+        &mut nowhere,
+        plaintext.address,
+        clamp(plaintext.len),
+    );
+}
+
 /// Gives the connection a new budget where a message may begin.
 #[inline(always)]
 fn turn(connection: &mut Connection, way: u8) {

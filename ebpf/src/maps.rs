@@ -57,10 +57,11 @@ pub(crate) static QUEUED: LruHashMap<Descriptor, Queued> = LruHashMap::with_max_
 pub(crate) static TLS_CALLS: LruHashMap<u64, TlsCall> = LruHashMap::with_max_entries(8192, 0);
 
 /// `SSL` → the connection that carries it. Written when they are found to
-/// belong together, removed when the session is freed. Evicts the least used,
+/// belong together, or when something goes through a session before that;
+/// removed when the session is freed. Evicts the least used,
 /// which costs what it transfers from then on (counted).
 #[map]
-pub(crate) static SESSIONS: LruHashMap<TlsObject, TlsCarrier> =
+pub(crate) static SESSIONS: LruHashMap<TlsObject, TlsSession> =
     LruHashMap::with_max_entries(16384, 0);
 
 /// First bytes of TLS records that were received → the connection that they
@@ -372,7 +373,19 @@ pub(crate) struct TlsObject {
     pub(crate) pad: u32,
 }
 
-/// Value of [`SESSIONS`] and [`RECORDS`].
+/// Value of [`SESSIONS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct TlsSession {
+    /// Its connection; no id if that is not known.
+    pub(crate) carrier: TlsCarrier,
+    /// Bytes that were written before it was known.
+    pub(crate) held: u64,
+    /// Non-zero: bytes were read before it was known, and are lost.
+    pub(crate) torn: u64,
+}
+
+/// A connection that carries TLS, and value of [`RECORDS`].
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct TlsCarrier {

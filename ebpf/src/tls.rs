@@ -8,7 +8,7 @@
 
 use abi::counter::Counter;
 use abi::map::{Connection, Target, target_flag, tls};
-use abi::record::{direction, role};
+use abi::record::{TlsJoin, direction, kind, role};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::ProbeContext;
@@ -18,9 +18,9 @@ use crate::contexts::{self, Finding};
 use crate::counters::count;
 use crate::maps::{
     FED, Fed, RECORD_BYTES, RECORDS, SESSIONS, TLS_CALLS, Thread, TlsCall, TlsCarrier, TlsObject,
-    TlsRecord, thread_flag,
+    TlsRecord, TlsSession, thread_flag,
 };
-use crate::{connections, processes, stacks, threads, user};
+use crate::{connections, emit, processes, stacks, threads, user};
 
 /// Bytes of a record's header: type, version, length (RFC 8446, section 5.1).
 const HEADER_BYTES: usize = 5;
@@ -42,6 +42,13 @@ const SEEDED: u64 = 1 << 63;
 /// Words at the beginning of an `SSL` among which its `BIO`s are: up to 3.1
 /// the third and the fourth, from 3.2 on behind a structure of its own.
 const SSL_WORDS: i64 = 32;
+
+/// No connection.
+const NOWHERE: TlsCarrier = TlsCarrier {
+    conn: 0,
+    fd: -1,
+    pad: 0,
+};
 
 /// Bytes went through a connection in a system call: whether they are TLS
 /// records, which tell us nothing. Notes what they say of the session.
@@ -301,11 +308,9 @@ pub(crate) fn ends(result: u64, way: u8) {
     if len == 0 || len > call.len {
         return;
     }
-    let Some(carrier) = carrier(pid, call.ssl) else {
-        return count(Counter::TlsUnjoined);
-    };
-    let Some(connection) = connections::find(pid, carrier.fd) else {
-        return;
+    let carrier = match carrier(pid, call.ssl) {
+        Some(carrier) => carrier,
+        None => NOWHERE,
     };
     let plaintext = Plaintext {
         way,
@@ -318,7 +323,45 @@ pub(crate) fn ends(result: u64, way: u8) {
             0
         },
     };
+    if carrier.conn == 0 {
+        return unjoined(pid_tgid, target, thread, call.ssl, plaintext);
+    }
+    let Some(connection) = connections::find(pid, carrier.fd) else {
+        return;
+    };
     capture::plaintext(pid_tgid, target, thread, connection, plaintext);
+}
+
+/// Plaintext went through a session whose connection is not known. What was
+/// written is held by the agent until it is; what was read is lost, as nothing
+/// could be owned by it.
+#[inline(always)]
+fn unjoined(pid_tgid: u64, target: &Target, thread: &Thread, ssl: u64, plaintext: Plaintext) {
+    let pid = (pid_tgid >> 32) as u32;
+    let key = TlsObject { ssl, pid, pad: 0 };
+    if SESSIONS.get_ptr(key).is_none() {
+        let session = TlsSession {
+            carrier: NOWHERE,
+            held: 0,
+            torn: 0,
+        };
+        let _full = SESSIONS.insert(&key, &session, 0);
+    }
+    let Some(session) = SESSIONS.get_ptr_mut(key) else {
+        return count(Counter::TlsUnjoined);
+    };
+    // SAFETY: the map's values outlive the program run; a session is used by
+    // one thread at a time.
+    let session = unsafe { &mut *session };
+    // Its connection was closed.
+    let parted = session.carrier.conn != 0;
+    if plaintext.way == direction::RECEIVED || parted {
+        session.torn = 1;
+        return count(Counter::TlsUnjoined);
+    }
+    let offset = session.held;
+    session.held = offset.wrapping_add(plaintext.len);
+    capture::held(pid_tgid, target, thread, ssl, offset, plaintext);
 }
 
 /// A session is about to be freed: its address may be another's at once.
@@ -335,7 +378,15 @@ pub(crate) fn freed(ssl: u64) {
         connection.tls = tls::PARTED;
         connection.ssl = 0;
     }
-    let _absent = SESSIONS.remove(TlsObject { ssl, pid, pad: 0 });
+    let key = TlsObject { ssl, pid, pad: 0 };
+    if let Some(session) = SESSIONS.get_ptr(key) {
+        // SAFETY: the map's values outlive the program run.
+        let session = unsafe { *session };
+        if session.held != 0 && session.carrier.conn == 0 {
+            tell(pid, ssl, &session, 0);
+        }
+    }
+    let _absent = SESSIONS.remove(key);
 }
 
 /// The connection that carries a session, if it is known and still there.
@@ -343,7 +394,10 @@ pub(crate) fn freed(ssl: u64) {
 fn carrier(pid: u32, ssl: u64) -> Option<TlsCarrier> {
     let found = SESSIONS.get_ptr(TlsObject { ssl, pid, pad: 0 })?;
     // SAFETY: the map's values outlive the program run.
-    let carrier = unsafe { *found };
+    let carrier = unsafe { (*found).carrier };
+    if carrier.conn == 0 {
+        return None;
+    }
     let connection = connections::held(pid, carrier.fd, carrier.conn)?;
     (connection.tls == tls::JOINED && connection.ssl == ssl).then_some(carrier)
 }
@@ -382,8 +436,27 @@ fn holds(ssl: u64, address: u64) -> bool {
 #[inline(always)]
 fn join(pid: u32, ssl: u64, connection: &mut Connection, carrier: TlsCarrier) -> bool {
     let key = TlsObject { ssl, pid, pad: 0 };
-    if SESSIONS.insert(&key, &carrier, 0).is_err() {
+    let mut session = TlsSession {
+        carrier,
+        held: 0,
+        torn: 0,
+    };
+    if let Some(before) = SESSIONS.get_ptr(key) {
+        // SAFETY: the map's values outlive the program run.
+        let before = unsafe { *before };
+        if before.carrier.conn == 0 {
+            session.held = before.held;
+            session.torn = before.torn;
+        }
+    }
+    if SESSIONS.insert(&key, &session, 0).is_err() {
         return false;
+    }
+    if session.held != 0 {
+        tell(pid, ssl, &session, connection.sent);
+        if session.torn == 0 {
+            connection.sent = connection.sent.wrapping_add(session.held);
+        }
     }
     count(Counter::TlsJoined);
     connection.tls = tls::JOINED;
@@ -391,4 +464,25 @@ fn join(pid: u32, ssl: u64, connection: &mut Connection, carrier: TlsCarrier) ->
     // Neither way: whatever comes first begins a message.
     connection.direction = u8::MAX;
     true
+}
+
+/// Tells the agent what to do with the bytes that it holds of a session.
+#[inline(always)]
+fn tell(pid: u32, ssl: u64, session: &TlsSession, offset: u64) {
+    let record = TlsJoin {
+        kind: kind::TLS_JOIN,
+        pad: [0; 3],
+        pid,
+        ssl,
+        conn: if session.torn == 0 {
+            session.carrier.conn
+        } else {
+            0
+        },
+        held: session.held,
+        offset,
+        fd: session.carrier.fd,
+        pad2: 0,
+    };
+    emit::record(&record, Counter::DataRingFull);
 }

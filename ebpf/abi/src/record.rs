@@ -24,8 +24,14 @@ pub mod kind {
     pub const LISTEN: u8 = 7;
     /// [`super::Stack`], followed by frames and values.
     pub const STACK: u8 = 8;
-    /// How many kinds there are, the unused 0 included.
-    pub const COUNT: usize = 9;
+    /// [`super::Data`], followed by `captured` payload bytes, written to a TLS
+    /// session whose connection is not known yet: `conn` is the address of the
+    /// `SSL`, and `offset` counts from the first such byte.
+    pub const TLS_HELD: u8 = 10;
+    /// [`super::TlsJoin`].
+    pub const TLS_JOIN: u8 = 11;
+    /// How many kinds there are, unused ones included.
+    pub const COUNT: usize = 12;
 }
 
 /// Values of [`Data::direction`].
@@ -202,6 +208,30 @@ pub struct Close {
     pub sent: u64,
 }
 
+/// What becomes of the bytes that were held of a TLS session.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TlsJoin {
+    /// [`kind::TLS_JOIN`].
+    pub kind: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+    /// Process id.
+    pub pid: u32,
+    /// Address of the `SSL`.
+    pub ssl: u64,
+    /// The connection that carries it; 0 if the held bytes are of no use.
+    pub conn: u64,
+    /// How many bytes were held.
+    pub held: u64,
+    /// Offset of the first of them in what the connection sent.
+    pub offset: u64,
+    /// Descriptor.
+    pub fd: i32,
+    /// Zero.
+    pub pad2: u32,
+}
+
 /// Something happened to a target process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -375,5 +405,5 @@ pub struct Traceback {
 }
 
 crate::pod!(
-    Owner, Data, Open, Close, Process, Stack, Frame, Value, Traceback
+    Owner, Data, Open, Close, TlsJoin, Process, Stack, Frame, Value, Traceback
 );
