@@ -5,11 +5,13 @@
 //! It knows no protocol by name, does no I/O and reads no clock. `assemble`
 //! takes what it returns; `run` mutes in the kernel what it gives up on.
 
+mod tls;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use abi::map::Descriptor;
-use abi::record::{self, Data, Open, Owner, TlsJoin, direction};
+use abi::record::{self, Data, Open, Owner, direction};
 
 use crate::insight::Insight;
 use crate::propagation::TraceContext;
@@ -26,10 +28,6 @@ const TRIES_NEW: u32 = 2;
 /// The same for a connection older than the attach, which may be in the
 /// middle of a body.
 const TRIES_OLD: u32 = 64;
-/// TLS sessions of which bytes are held, and writes held of each: a request
-/// head and a body in pieces.
-const MAX_HELD_SESSIONS: usize = 4096;
-const MAX_HELD: usize = 16;
 /// Bytes kept while the protocol is in doubt.
 const MAX_DOUBT: usize = 1024;
 
@@ -306,47 +304,6 @@ impl Streams {
         stream.data(data, bytes, &mut self.steps, &self.stats, out);
     }
 
-    /// Bytes were written to a TLS session whose connection is not known yet.
-    pub fn hold(&mut self, data: &Data, bytes: &[u8]) {
-        let session = (data.pid, data.conn);
-        if !self.held.contains_key(&session) && self.held.len() >= MAX_HELD_SESSIONS {
-            self.stats.unheld.one();
-            return;
-        }
-        let held = self.held.entry(session).or_default();
-        // What is not whole is found to be when the session is joined.
-        if held.len() < MAX_HELD {
-            held.push(Held {
-                data: *data,
-                bytes: bytes.to_vec(),
-            });
-        }
-    }
-
-    /// The connection of a TLS session is known, or its held bytes are of no
-    /// use.
-    pub fn join(&mut self, join: &TlsJoin, out: &mut Vec<Progress>) {
-        let Some(held) = self.held.remove(&(join.pid, join.ssl)) else {
-            return;
-        };
-        let mut end = 0;
-        let mut whole = join.conn != 0;
-        for Held { data, .. } in &held {
-            whole &= data.offset == end;
-            end = data.offset.saturating_add(data.len.into());
-        }
-        if !whole || end != join.held {
-            self.stats.unheld.one();
-            return;
-        }
-        for Held { mut data, bytes } in held {
-            data.conn = join.conn;
-            data.fd = join.fd;
-            data.offset = data.offset.saturating_add(join.offset);
-            self.data(&data, &bytes, out);
-        }
-    }
-
     /// A connection was closed at `at`, or is known to be gone.
     pub fn close(&mut self, conn: u64, at: Option<u64>, out: &mut Vec<Progress>) {
         let Some(mut stream) = self.streams.remove(&conn) else {
@@ -416,57 +373,6 @@ impl Stream {
             self.recognise(data, bytes, steps, stats, out);
         } else {
             self.feed(data, bytes, steps, stats, out);
-        }
-    }
-
-    /// Bytes came out of a TLS session. Whatever the connection carried before
-    /// the first of them is over: a proxy was asked for a tunnel, or records
-    /// were not known as such.
-    fn unseal(
-        &mut self,
-        data: &Data,
-        steps: &mut Vec<Step>,
-        stats: &StreamStats,
-        out: &mut Vec<Progress>,
-    ) {
-        if self.tls == [false; 2] {
-            stats.tls.one();
-            let before = std::mem::replace(
-                &mut self.state,
-                State::Doubt {
-                    tries: TRIES_OLD,
-                    held: Vec::new(),
-                },
-            );
-            match before {
-                State::Known(mut parser) => {
-                    parser.close(steps);
-                    let evidence = Evidence {
-                        owner: Owner::default(),
-                        rule: record::rule::NONE,
-                    };
-                    let end = self.last[0].max(self.last[1]);
-                    self.deliver(data.conn, steps, stats, data.at, end, evidence, out);
-                    // Exchanges are numbered anew.
-                    out.push(Progress::Closed { conn: data.conn });
-                    self.current = None;
-                    self.read = None;
-                }
-                State::Doubt { tries, .. } => {
-                    self.state = State::Doubt {
-                        tries,
-                        held: Vec::new(),
-                    };
-                }
-                State::Muted => {}
-            }
-        }
-        let way = usize::from(data.direction & 1);
-        if let Some(tls @ false) = self.tls.get_mut(way) {
-            *tls = true;
-            // Records that were taken for something else were counted.
-            self.next[way] = data.offset;
-            self.base[way] = data.offset;
         }
     }
 
@@ -869,6 +775,7 @@ fn unix_path(bytes: &[u8]) -> String {
 mod tests {
     use std::collections::HashMap;
 
+    use abi::record::TlsJoin;
     use proptest::prelude::*;
     use zerocopy::FromZeros;
 
@@ -1152,7 +1059,8 @@ mod tests {
                 unsealed(wire, RECEIVED, GET);
                 unsealed(wire, SENT, OK);
             },
-            "Server 0 at 10; head 0; 0..28 of 0, head; abandon 0; closed 1; \
+            "Server 0 at 10; head 0; 0..28 of 0, head; end 0 at 10 with -; \
+             closed 1; \
              Server 0 at 20; head 0; 28..56 of 0, head; end 0 at 30 with 200",
         );
     }
