@@ -9,8 +9,9 @@ mod frameworks;
 mod handoffs;
 mod lineage;
 mod message;
+mod tls;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ use abi::record::role;
 use self::frameworks::{Moments, RELOOK};
 use self::lineage::Lineage;
 pub use self::lineage::Traffic;
+use self::tls::{FileId, TlsCallers};
 use crate::probes::{Hook, ProbeError, Probes};
 use crate::protocol::{Endpoint, Role};
 use crate::python::Python;
@@ -73,6 +75,8 @@ counters! {
         hooks_failed => "discovery.hooks_failed",
         /// Processes whose executors cannot be followed.
         queues_failed => "discovery.queues_failed",
+        /// Calls of OpenSSL whose results cannot be seen, by file.
+        tls_unseen => "discovery.tls_calls_unseen",
         /// Recipes that the kernel side has no room for.
         recipes_failed => "discovery.dropped.recipes",
     }
@@ -146,6 +150,8 @@ struct Tracee {
     writes_probed: bool,
     /// Whether the queues of its executors are probed, or cannot be.
     queues_probed: bool,
+    /// Mapped files that were searched for calls of OpenSSL.
+    searched: HashSet<FileId>,
     moments: Moments,
     /// The server that runs it, with its version.
     server: Option<(&'static str, Option<String>)>,
@@ -180,6 +186,7 @@ pub struct Discovery {
     next_seed: u64,
     /// The last [`Target::epoch`] that was given.
     last_epoch: u32,
+    callers: TlsCallers,
     /// What happened, counted.
     pub stats: DiscoveryStats,
 }
@@ -195,6 +202,7 @@ impl Discovery {
             host: Host::read(),
             next_seed: SEEDED,
             last_epoch: 0,
+            callers: TlsCallers::default(),
             stats: DiscoveryStats::default(),
         }
     }
@@ -246,6 +254,7 @@ impl Discovery {
             lineage: Lineage::Never,
             writes_probed: false,
             queues_probed: false,
+            searched: HashSet::new(),
             moments: from.moments,
             server: from.server.clone(),
             next_frameworks: Instant::now() + RELOOK,
@@ -283,7 +292,7 @@ impl Discovery {
         };
         if tracee.interpreter.is_some() {
             changes.messages.push(message);
-            tracee.target.flags &= !FOLLOWED;
+            tracee.target.flags &= !(FOLLOWED | target_flag::TLS);
             self.follow(child, &process, probes);
             self.hook_moments(child, probes);
         }
@@ -319,6 +328,7 @@ impl Discovery {
         tracee.lineage = Lineage::Never;
         tracee.writes_probed = false;
         tracee.queues_probed = false;
+        tracee.searched.clear();
         tracee.moments = Moments::default();
         tracee.server = None;
         tracee.until = Some(now + PATIENCE);
@@ -425,6 +435,7 @@ impl Discovery {
                 lineage: Lineage::Never,
                 writes_probed: false,
                 queues_probed: false,
+                searched: HashSet::new(),
                 moments: Moments::default(),
                 server: None,
                 next_frameworks: now + RELOOK,
@@ -451,6 +462,7 @@ impl Discovery {
         if known {
             self.modules(pid, &process, probes);
             self.handoffs(pid, &process, probes);
+            self.hook_tls(pid, &process, probes);
             self.frameworks(pid, &process, probes, changes, urgent);
             return;
         }
@@ -525,6 +537,7 @@ impl Discovery {
         self.hook_contexts(pid, process, probes);
         self.modules(pid, process, probes);
         self.handoffs(pid, process, probes);
+        self.hook_tls(pid, process, probes);
         if let Some(tracee) = self.tracees.get(&pid) {
             tell(pid, &tracee.target, probes);
         }
@@ -632,7 +645,7 @@ fn place(hook: Hook, path: &std::path::Path, offset: u64) -> Placement {
         | Hook::VariableReset
         | Hook::Raised => placement::entry(code),
         // Chosen by instruction already.
-        Hook::ContextCopiedIn(_) | Hook::ContextCreatedIn(_) => Placement {
+        Hook::ContextCopiedIn(_) | Hook::ContextCreatedIn(_) | Hook::Tls(_) => Placement {
             offset: 0,
             single_stepped: false,
         },

@@ -19,6 +19,7 @@ use aya_log::EbpfLogger;
 
 use crate::source::Source;
 use crate::target::placement::result::Holder;
+use crate::target::tls::TlsSite;
 
 /// The object that `build.rs` made.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/otel-ebpf-bpf"));
@@ -45,7 +46,7 @@ const STEPS: [&str; 4] = [
 const FUNCTION_STEPS: [&str; 3] = ["probe_frames", "probe_recipe", "probe_exception"];
 
 /// Programs on functions, attached when an interpreter is found.
-const FUNCTIONS: [&str; 8] = [
+const FUNCTIONS: [&str; 17] = [
     "context_returned",
     "context_created",
     "context_explicit",
@@ -54,6 +55,15 @@ const FUNCTIONS: [&str; 8] = [
     "work_wanted",
     "variable_reset",
     "exception_raised",
+    "tls_read",
+    "tls_read_ex",
+    "tls_write",
+    "tls_write_ex",
+    "tls_read_done",
+    "tls_write_done",
+    "tls_handshake",
+    "tls_free",
+    "tls_feed",
 ];
 
 /// Programs on places where a new context is in a register: a copy of the
@@ -69,6 +79,9 @@ const BIRTHS: [(Holder, &str, &str); 8] = [
     (Holder::R14, "copied_in_r14", "created_in_r14"),
     (Holder::R15, "copied_in_r15", "created_in_r15"),
 ];
+
+/// Threads that detach probes.
+const DETACHERS: usize = 16;
 
 /// Why the kernel side could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +151,8 @@ pub enum Hook {
     VariableReset,
     /// `PyTraceBack_Here`.
     Raised,
+    /// A call of one of OpenSSL's functions, or the place after it.
+    Tls(TlsSite),
 }
 
 impl Hook {
@@ -153,6 +168,17 @@ impl Hook {
             Self::WorkWanted => "work_wanted",
             Self::VariableReset => "variable_reset",
             Self::Raised => "exception_raised",
+            Self::Tls(site) => match site {
+                TlsSite::Read => "tls_read",
+                TlsSite::ReadEx => "tls_read_ex",
+                TlsSite::Write => "tls_write",
+                TlsSite::WriteEx => "tls_write_ex",
+                TlsSite::ReadDone => "tls_read_done",
+                TlsSite::WriteDone => "tls_write_done",
+                TlsSite::Handshake => "tls_handshake",
+                TlsSite::Free => "tls_free",
+                TlsSite::Feed => "tls_feed",
+            },
         }
     }
 }
@@ -334,14 +360,30 @@ impl Probes {
         if !kept.is_empty() {
             self.hooks.insert(pid, kept);
         }
+        self.detach(gone);
+    }
+
+    /// Detaches probes, several at a time: the kernel waits for each until no
+    /// processor can still be at it, and that for many at once as long as for
+    /// one.
+    fn detach(&mut self, gone: Vec<Hooked>) {
+        let mut links = Vec::new();
         for Hooked { hook, link, .. } in gone {
             let program: Result<&mut UProbe, _> = program(&mut self.ebpf, hook.program());
-            if let Ok(program) = program
-                && let Err(error) = program.detach(link)
-            {
-                tracing::debug!(pid, %error, ?hook, "cannot detach a probe");
+            match program.map(|program| program.take_link(link)) {
+                Ok(Ok(link)) => links.push(link),
+                Ok(Err(error)) => tracing::debug!(%error, ?hook, "cannot detach a probe"),
+                Err(_) => {}
             }
         }
+        let per_thread = links.len().div_ceil(DETACHERS).max(1);
+        std::thread::scope(|scope| {
+            while !links.is_empty() {
+                let rest = links.split_off(per_thread.min(links.len()));
+                let part = std::mem::replace(&mut links, rest);
+                scope.spawn(move || drop(part));
+            }
+        });
     }
 
     /// Begins to trace a process, or changes how it is read.
@@ -468,6 +510,13 @@ impl Probes {
             source,
         })?;
         Ok(Source::new(ring))
+    }
+}
+
+impl Drop for Probes {
+    fn drop(&mut self) {
+        let hooks = std::mem::take(&mut self.hooks);
+        self.detach(hooks.into_values().flatten().collect());
     }
 }
 

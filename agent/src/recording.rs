@@ -147,7 +147,10 @@ impl Recorder {
     /// Writes an event of the ring.
     pub fn event(&mut self, event: &Event<'_>) {
         match event {
-            Event::Data(data, bytes) => self.entry(tag::RECORD, &[data.as_bytes(), bytes]),
+            Event::Data(data, bytes) | Event::Held(data, bytes) => {
+                self.entry(tag::RECORD, &[data.as_bytes(), bytes])
+            }
+            Event::Join(join) => self.entry(tag::RECORD, &[join.as_bytes()]),
             Event::Open(open) => self.entry(tag::RECORD, &[open.as_bytes()]),
             Event::Close(close) => self.entry(tag::RECORD, &[close.as_bytes()]),
             Event::Process(process) => self.entry(tag::RECORD, &[process.as_bytes()]),

@@ -7,7 +7,7 @@
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use abi::record::{self, Close, Data, Frame, Open, Process, Stack, Traceback, Value};
+use abi::record::{self, Close, Data, Frame, Open, Process, Stack, TlsJoin, Traceback, Value};
 use aya::maps::{MapData, RingBuf};
 use zerocopy::FromBytes;
 
@@ -18,6 +18,10 @@ use crate::python::StackEvent;
 pub enum Event<'a> {
     /// Bytes went through a connection; with the captured ones.
     Data(Data, &'a [u8]),
+    /// Bytes were written to a TLS session of no known connection.
+    Held(Data, &'a [u8]),
+    /// What becomes of them.
+    Join(TlsJoin),
     /// A connection was opened.
     Open(Open),
     /// A connection was closed.
@@ -79,14 +83,19 @@ impl AsFd for Source {
 pub fn decode(bytes: &[u8]) -> Option<Event<'_>> {
     let (&kind, _) = bytes.split_first()?;
     match kind {
-        record::kind::DATA => {
+        record::kind::DATA | record::kind::TLS_HELD => {
             let (data, payload) = Data::read_from_prefix(bytes).ok()?;
             let captured = usize::try_from(data.captured).ok()?;
             if data.captured > data.len {
                 return None;
             }
-            Some(Event::Data(data, payload.get(..captured)?))
+            let payload = payload.get(..captured)?;
+            Some(match kind {
+                record::kind::DATA => Event::Data(data, payload),
+                _ => Event::Held(data, payload),
+            })
         }
+        record::kind::TLS_JOIN => Some(Event::Join(TlsJoin::read_from_prefix(bytes).ok()?.0)),
         record::kind::OPEN => Some(Event::Open(Open::read_from_prefix(bytes).ok()?.0)),
         record::kind::CLOSE => Some(Event::Close(Close::read_from_prefix(bytes).ok()?.0)),
         record::kind::FORK | record::kind::EXEC | record::kind::EXIT | record::kind::LISTEN => {

@@ -5,6 +5,8 @@
 //! It knows no protocol by name, does no I/O and reads no clock. `assemble`
 //! takes what it returns; `run` mutes in the kernel what it gives up on.
 
+mod tls;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -42,6 +44,12 @@ counters! {
         gap_bytes => "stream.gap_bytes",
         /// Transfers that came twice or out of order, and were left out.
         overlaps => "stream.dropped.overlaps",
+        /// Connections whose TLS sessions were found.
+        tls => "stream.tls",
+        /// Connections that carried TLS of sessions that were not found.
+        sealed => "stream.tls_sealed",
+        /// TLS sessions of which bytes were held that no connection came for.
+        unheld => "stream.dropped.tls_held",
         /// Connections muted: of no known protocol.
         unknown_protocol => "stream.muted.unknown_protocol",
         /// Connections muted: upgraded to another protocol.
@@ -179,6 +187,9 @@ pub struct Streams {
     streams: HashMap<u64, Stream>,
     descriptors: HashMap<Descriptor, u64>,
     steps: Vec<Step>,
+    /// What was written to TLS sessions of no known connection, by process and
+    /// session.
+    held: HashMap<(u32, u64), Vec<Held>>,
     /// What was left out, and why.
     pub stats: StreamStats,
 }
@@ -195,6 +206,8 @@ struct Stream {
     last: [u64; 2],
     /// What `next` was when the parser was made, which counts from there.
     base: [u64; 2],
+    /// Whether bytes of each direction came out of a TLS session.
+    tls: [bool; 2],
     /// The exchange whose request is being read: begun and not ended, and
     /// known to be the one that the next bytes continue.
     current: Option<u64>,
@@ -257,6 +270,7 @@ impl Streams {
                 next: [0; 2],
                 last: [0; 2],
                 base: [0; 2],
+                tls: [false; 2],
                 current: None,
                 read: None,
             },
@@ -284,6 +298,9 @@ impl Streams {
             return;
         };
         self.steps.clear();
+        if data.flags & record::flag::TLS != 0 {
+            stream.unseal(data, &mut self.steps, &self.stats, out);
+        }
         stream.data(data, bytes, &mut self.steps, &self.stats, out);
     }
 
@@ -324,6 +341,7 @@ impl Streams {
             .filter(|(descriptor, _)| descriptor.pid == pid)
             .map(|(&descriptor, &conn)| (descriptor, conn))
             .collect();
+        self.held.retain(|&(owner, _), _| owner != pid);
         gone.sort_unstable_by_key(|&(_, conn)| conn);
         for &(_, conn) in &gone {
             self.close(conn, Some(at), out);
@@ -395,7 +413,7 @@ impl Stream {
                     role,
                     local: self.local.clone(),
                     peer: self.peer.clone(),
-                    tls: false,
+                    tls: self.tls != [false; 2],
                 };
                 let held = std::mem::take(held);
                 self.state = State::Known((protocol.parser)(&connection));
@@ -757,6 +775,7 @@ fn unix_path(bytes: &[u8]) -> String {
 mod tests {
     use std::collections::HashMap;
 
+    use abi::record::TlsJoin;
     use proptest::prelude::*;
     use zerocopy::FromZeros;
 
@@ -933,6 +952,117 @@ mod tests {
             };
             assert_eq!(find(result, "network.peer.port"), "2000", "{role:?}");
         }
+    }
+
+    /// Text out of a connection's TLS session.
+    fn unsealed(wire: &mut Wire, way: u8, text: &str) {
+        let mut data = wire.record(1, way, text.len());
+        data.flags = record::flag::TLS;
+        wire.streams.data(&data, text.as_bytes(), &mut wire.out);
+    }
+
+    fn scheme(wire: &mut Wire) -> String {
+        let scheme = wire.out.iter().find_map(|progress| match progress {
+            Progress::End { result, .. } => Some(find(result, "url.scheme")),
+            _ => None,
+        });
+        scheme.unwrap_or_default()
+    }
+
+    #[test]
+    fn tells_the_parser_of_tls() {
+        let mut wire = server();
+        unsealed(&mut wire, RECEIVED, GET);
+        unsealed(&mut wire, SENT, OK);
+        assert_eq!(scheme(&mut wire), "https");
+        assert_eq!(wire.streams.stats.tls.value(), 1);
+        let mut wire = server();
+        wire.received(GET);
+        wire.sent(OK);
+        assert_eq!(scheme(&mut wire), "http");
+    }
+
+    /// Text that was written to a session of no known connection.
+    fn hold(wire: &mut Wire, offset: u64, text: &str) {
+        let mut data = wire.record(99, SENT, text.len());
+        data.flags = record::flag::TLS;
+        data.offset = offset;
+        data.conn = 0xbeef;
+        wire.streams.hold(&data, text.as_bytes());
+    }
+
+    fn joined(wire: &mut Wire, conn: u64, held: u64, offset: u64) {
+        let mut join = TlsJoin::new_zeroed();
+        join.pid = 7;
+        join.ssl = 0xbeef;
+        join.conn = conn;
+        join.held = held;
+        join.offset = offset;
+        wire.streams.join(&join, &mut wire.out);
+    }
+
+    #[test]
+    fn what_was_held_belongs_to_the_connection_that_is_found() {
+        let mut wire = Wire::default();
+        wire.open(1, 1, Some(Role::Client), true);
+        check(
+            wire,
+            |wire| {
+                hold(wire, 0, &GET[..10]);
+                hold(wire, 10, &GET[10..]);
+                joined(wire, 1, 28, 0);
+                unsealed(wire, RECEIVED, OK);
+            },
+            "Client 0 at 7; head 0; end 0 at 30 with 200",
+        );
+    }
+
+    #[test]
+    fn what_was_held_in_part_or_for_nobody_is_dropped() {
+        for (from, conn, held) in [(0, 0, 28), (0, 1, 29), (3, 1, 28)] {
+            let mut wire = Wire::default();
+            wire.open(1, 1, Some(Role::Client), true);
+            let wire = check(
+                wire,
+                |wire| {
+                    hold(wire, from, GET);
+                    joined(wire, conn, held, 0);
+                    joined(wire, 1, 28, 0);
+                },
+                "",
+            );
+            assert_eq!(wire.streams.stats.unheld.value(), 1);
+            assert!(wire.streams.held.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_came_before_tls_is_over() {
+        // Records of a session that was not known yet, then its plaintext.
+        let mut wire = Wire::default();
+        wire.open(1, 1, Some(Role::Server), true);
+        let wire = check(
+            wire,
+            |wire| {
+                wire.received("\x17 ciphertext, in the middle of a record");
+                unsealed(wire, RECEIVED, GET);
+                unsealed(wire, SENT, OK);
+            },
+            "Server 0 at 20; head 0; 39..67 of 0, head; end 0 at 30 with 200",
+        );
+        assert_eq!(wire.streams.stats.gap_bytes.value(), 0);
+        // A request that was never answered, then a session.
+        check(
+            server(),
+            |wire| {
+                wire.received(GET);
+                unsealed(wire, RECEIVED, GET);
+                unsealed(wire, SENT, OK);
+            },
+            "Server 0 at 10; head 0; 0..28 of 0, head; end 0 at 10 with -; \
+             closed 1; \
+             Server 0 at 20; head 0; 28..56 of 0, head; end 0 at 30 with 200",
+        );
     }
 
     #[test]

@@ -8,4 +8,5 @@ pub mod placement;
 pub mod process;
 pub mod service;
 pub mod sockets;
+pub mod tls;
 pub mod uvloop;

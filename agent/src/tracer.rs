@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use abi::map::Descriptor;
+use abi::map::{Descriptor, tls};
 use abi::record::Process;
 
 use crate::assemble::{Assembler, Ids, Span, UnixTime};
@@ -40,8 +40,13 @@ impl Tracer {
     pub fn event(&mut self, event: Event<'_>) -> Option<Process> {
         match event {
             Event::Data(data, bytes) => self.streams.data(&data, bytes, &mut self.progress),
+            Event::Held(data, bytes) => self.streams.hold(&data, bytes),
+            Event::Join(join) => self.streams.join(&join, &mut self.progress),
             Event::Open(open) => self.streams.open(Opening::from(&open), &mut self.progress),
             Event::Close(close) => {
+                if close.tls == tls::SEALED {
+                    self.streams.stats.sealed.one();
+                }
                 self.streams
                     .close(close.conn, Some(close.at), &mut self.progress);
             }

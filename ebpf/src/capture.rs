@@ -1,15 +1,15 @@
 //! Copies transferred bytes into the ring, within a budget per message.
 
 use abi::counter::Counter;
-use abi::map::Connection;
-use abi::record::{Data, Owner, direction, flag, kind, role, rule};
+use abi::map::{Connection, Target};
+use abi::record::{Data, Owner, direction, flag, kind, role};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::RawTracePointContext;
 
 use crate::contexts::{self, Finding};
 use crate::counters::{add, count};
-use crate::maps::{EVENTS, Pending, SCRATCH, STEPS, step, thread_flag};
-use crate::{connections, emit, processes, stacks, threads, user};
+use crate::maps::{EVENTS, Pending, SCRATCH, STEPS, Thread, step, thread_flag};
+use crate::{connections, emit, processes, stacks, threads, tls, user};
 
 /// Where the bytes of a transfer are in the process's memory.
 ///
@@ -55,6 +55,36 @@ impl Source {
             },
         }
     }
+}
+
+impl Source {
+    /// Where the transfer's first bytes are, and how many lie there together.
+    #[inline(always)]
+    fn first_bytes(self, total: u64) -> FirstBytes {
+        if self.elements == BUFFER {
+            return FirstBytes {
+                address: self.address,
+                len: total,
+            };
+        }
+        let mut first = FirstBytes { address: 0, len: 0 };
+        if self.elements != 0
+            && let Some([base, size]) = user::read::<[u64; 2]>(self.address, 0)
+        {
+            first.address = base;
+            first.len = if size < total { size } else { total };
+        }
+        first
+    }
+}
+
+/// The first bytes of a transfer that lie together.
+#[derive(Clone, Copy)]
+pub(crate) struct FirstBytes {
+    /// Where.
+    pub(crate) address: u64,
+    /// How many.
+    pub(crate) len: u64,
 }
 
 /// Payload bytes copied of one message that a client sends: enough for any
@@ -104,21 +134,16 @@ pub(crate) fn transfer(
     let Some(thread) = threads::entry(pid_tgid) else {
         return;
     };
-    let place = contexts::place(target, thread);
-    let first = connection.received == 0 && connection.sent == 0;
-    if first || connection.direction != way {
-        connection.direction = way;
-        connection.budget = budget(connection.role, way);
+    let first_bytes = source.first_bytes(total);
+    if tls::is_sealed(pid_tgid, target, thread, connection, fd, way, first_bytes) {
+        return;
     }
-    let offset;
-    let mut finding = Finding {
-        owner: Owner::default(),
-        rule: rule::NONE,
-    };
+    let place = contexts::place(target, thread);
+    turn(connection, way);
+    let offset = count_bytes(connection, way, total);
+    let mut finding = Finding::NONE;
     let mut started = 0;
     if way == direction::RECEIVED {
-        offset = connection.received;
-        connection.received = offset.wrapping_add(total);
         if connection.role != role::CLIENT {
             let owner = Owner {
                 conn: connection.id,
@@ -127,8 +152,6 @@ pub(crate) fn transfer(
             contexts::read_by(pid_tgid, target, thread, place, owner, fd);
         }
     } else {
-        offset = connection.sent;
-        connection.sent = offset.wrapping_add(total);
         started = thread.entered;
         thread.entered = 0;
         if connection.role != role::SERVER {
@@ -170,6 +193,156 @@ pub(crate) fn transfer(
         return segment(&mut pending.data, connection, source.address, clamp(total));
     }
     next_element(ctx, pending);
+}
+
+/// What the application has read from or written to a TLS session.
+#[derive(Clone, Copy)]
+pub(crate) struct Plaintext {
+    /// See [`direction`].
+    pub(crate) way: u8,
+    /// The connection's descriptor.
+    pub(crate) fd: i32,
+    /// Where it is in the process's memory.
+    pub(crate) address: u64,
+    /// Its length.
+    pub(crate) len: u64,
+    /// When a write began, or 0.
+    pub(crate) started: u64,
+}
+
+/// Plaintext went through a TLS session that the connection carries.
+///
+/// On the program's own stack, not in [`SCRATCH`], which is for programs on
+/// system calls.
+#[inline(always)]
+pub(crate) fn plaintext(
+    pid_tgid: u64,
+    target: &Target,
+    thread: &mut Thread,
+    connection: &mut Connection,
+    plaintext: Plaintext,
+) {
+    let Plaintext {
+        way,
+        fd,
+        address,
+        len,
+        started,
+    } = plaintext;
+    let pid = (pid_tgid >> 32) as u32;
+    let place = contexts::place(target, thread);
+    turn(connection, way);
+    let offset = count_bytes(connection, way, len);
+    let mut finding = Finding::NONE;
+    if way == direction::RECEIVED {
+        connection.walked = 0;
+        if connection.role != role::CLIENT {
+            let owner = Owner {
+                conn: connection.id,
+                offset,
+            };
+            let outside = connection.outside != 0;
+            contexts::plaintext_read_by(pid_tgid, target, thread, place, owner, fd, outside);
+        }
+    } else {
+        if connection.role != role::SERVER {
+            finding = contexts::current_owner(pid, target, thread, place);
+        }
+        if thread.owner.conn == connection.id {
+            thread.flags |= thread_flag::ANSWERED;
+        }
+    }
+    let mut data = Data {
+        kind: kind::DATA,
+        direction: way,
+        rule: finding.rule,
+        flags: flag::TLS,
+        pid,
+        tid: pid_tgid as u32,
+        fd,
+        conn: connection.id,
+        offset,
+        len: 0,
+        captured: 0,
+        started,
+        // SAFETY: the helper has no preconditions.
+        at: unsafe { bpf_ktime_get_ns() },
+        owner: finding.owner,
+        context: match place {
+            Some(place) => place.context,
+            None => 0,
+        },
+        tail: [0; 8],
+    };
+    segment(&mut data, connection, address, clamp(len));
+}
+
+/// Plaintext was written to a TLS session whose connection is not known yet.
+#[inline(always)]
+pub(crate) fn held(
+    pid_tgid: u64,
+    target: &Target,
+    thread: &Thread,
+    ssl: u64,
+    offset: u64,
+    plaintext: Plaintext,
+) {
+    let pid = (pid_tgid >> 32) as u32;
+    let place = contexts::place(target, thread);
+    let finding = contexts::current_owner(pid, target, thread, place);
+    let mut data = Data {
+        kind: kind::TLS_HELD,
+        direction: direction::SENT,
+        rule: finding.rule,
+        flags: flag::TLS,
+        pid,
+        tid: pid_tgid as u32,
+        fd: plaintext.fd,
+        conn: ssl,
+        offset,
+        len: 0,
+        captured: 0,
+        started: plaintext.started,
+        // SAFETY: the helper has no preconditions.
+        at: unsafe { bpf_ktime_get_ns() },
+        owner: finding.owner,
+        context: match place {
+            Some(place) => place.context,
+            None => 0,
+        },
+        tail: [0; 8],
+    };
+    let mut nowhere = Connection::default();
+    nowhere.budget = budget(role::CLIENT, direction::SENT);
+    segment(
+        &mut data,
+        &mut nowhere,
+        plaintext.address,
+        clamp(plaintext.len),
+    );
+}
+
+/// Gives the connection a new budget where a message may begin.
+#[inline(always)]
+fn turn(connection: &mut Connection, way: u8) {
+    let first = connection.received == 0 && connection.sent == 0;
+    if first || connection.direction != way {
+        connection.direction = way;
+        connection.budget = budget(connection.role, way);
+    }
+}
+
+/// Adds bytes to a direction's stream; returns the offset of the first.
+#[inline(always)]
+fn count_bytes(connection: &mut Connection, way: u8, len: u64) -> u64 {
+    let count = if way == direction::RECEIVED {
+        &mut connection.received
+    } else {
+        &mut connection.sent
+    };
+    let offset = *count;
+    *count = offset.wrapping_add(len);
+    offset
 }
 
 /// Goes on with the pending transfer, which a walk has held up.

@@ -144,7 +144,8 @@ pub(crate) fn close(pid: u32, fd: i32) {
     }
     let record = Close {
         kind: kind::CLOSE,
-        pad: [0; 3],
+        tls: connection.tls,
+        pad: [0; 2],
         pid,
         conn: connection.id,
         // SAFETY: the helper has no preconditions.

@@ -3,7 +3,7 @@
 //! each is certain.
 
 use abi::counter::Counter;
-use abi::map::{Connection, Descriptor, Target, target_flag};
+use abi::map::{Connection, Descriptor, Target, target_flag, tls};
 use abi::record::{Owner, role, rule};
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task};
 use aya_ebpf::programs::ProbeContext;
@@ -34,6 +34,14 @@ pub(crate) struct Finding {
     pub(crate) owner: Owner,
     /// See `abi::record::rule`.
     pub(crate) rule: u8,
+}
+
+impl Finding {
+    /// Not asked for.
+    pub(crate) const NONE: Self = Self {
+        owner: Owner { conn: 0, offset: 0 },
+        rule: rule::NONE,
+    };
 }
 
 /// A context that descends from no request that was seen.
@@ -151,6 +159,42 @@ pub(crate) fn read_by(
             }
         }
         _ => threads::reads(pid_tgid, thread, owner, fd),
+    }
+}
+
+/// A server connection's bytes came out of its TLS session.
+///
+/// `outside` tells that their records were received outside any context. An
+/// event loop in C (uvloop) then runs the rest of the callback in a context
+/// that many connections share, or in one copied from whoever let it read on:
+/// neither says whose bytes these are.
+#[inline(always)]
+pub(crate) fn plaintext_read_by(
+    pid_tgid: u64,
+    target: &Target,
+    thread: &mut Thread,
+    place: Option<Place>,
+    owner: Owner,
+    fd: i32,
+    outside: bool,
+) {
+    match place {
+        Some(Place {
+            context,
+            entered: true,
+            ..
+        }) if outside => {
+            if target.flags & target_flag::LINEAGE != 0 {
+                set_owner((pid_tgid >> 32) as u32, target, context, NOBODY, false);
+            }
+            // What comes out piece by piece in one callback is one read.
+            let goes_on =
+                thread.flags & thread_flag::FRESH_READ != 0 && thread.read.conn == owner.conn;
+            if thread.flags & thread_flag::EVENT_LOOP != 0 && !goes_on {
+                threads::reads(pid_tgid, thread, owner, fd);
+            }
+        }
+        _ => read_by(pid_tgid, target, thread, place, owner, fd),
     }
 }
 
@@ -357,6 +401,7 @@ pub(crate) fn queued(ctx: &ProbeContext, transport: u64) {
         id,
         role: end,
         muted,
+        tls,
         ..
     } = *connection;
     if muted != 0 {
@@ -370,12 +415,19 @@ pub(crate) fn queued(ctx: &ProbeContext, transport: u64) {
         if thread.read.conn == id {
             thread.flags &= !thread_flag::FRESH_READ;
         }
+        if tls >= tls::SEALED {
+            return;
+        }
         let place = place(target, thread);
         let nobody = Finding {
             owner: Owner::default(),
             rule: rule::NONE,
         };
         return stacks::at_queue(ctx, pid_tgid, target, place, connection, nobody);
+    }
+    // Whose the plaintext is was found when it was written to its session.
+    if tls >= tls::SEALED {
+        return;
     }
     count(Counter::QueuedWrites);
     let place = place(target, thread);

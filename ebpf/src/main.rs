@@ -20,9 +20,11 @@ mod processes;
 mod stacks;
 mod syscalls;
 mod threads;
+mod tls;
 mod user;
 mod values;
 
+use abi::record::direction;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::{raw_tracepoint, uprobe, uretprobe};
 use aya_ebpf::programs::{ProbeContext, RawTracePointContext, RetProbeContext};
@@ -195,6 +197,77 @@ pub(crate) fn variable_reset(ctx: ProbeContext) -> u32 {
 pub(crate) fn exception_raised(ctx: ProbeContext) -> u32 {
     if let Some(frame) = ctx.arg(0) {
         stacks::raised(&ctx, bpf_get_current_pid_tgid(), frame);
+    }
+    0
+}
+
+/// A call of `SSL_read(SSL *s, void *buf, int num)`.
+#[uprobe]
+pub(crate) fn tls_read(ctx: ProbeContext) -> u32 {
+    tls::begins_read(&ctx, false);
+    0
+}
+
+/// A call of `SSL_read_ex(SSL *s, void *buf, size_t num, size_t *readbytes)`.
+#[uprobe]
+pub(crate) fn tls_read_ex(ctx: ProbeContext) -> u32 {
+    tls::begins_read(&ctx, true);
+    0
+}
+
+/// A call of `SSL_write(SSL *s, const void *buf, int num)`.
+#[uprobe]
+pub(crate) fn tls_write(ctx: ProbeContext) -> u32 {
+    tls::begins_write(&ctx, false);
+    0
+}
+
+/// A call of
+/// `SSL_write_ex(SSL *s, const void *buf, size_t num, size_t *written)`.
+#[uprobe]
+pub(crate) fn tls_write_ex(ctx: ProbeContext) -> u32 {
+    tls::begins_write(&ctx, true);
+    0
+}
+
+/// After a call of `SSL_read` or `SSL_read_ex`, its result in the register
+/// for results.
+#[uprobe]
+pub(crate) fn tls_read_done(ctx: ProbeContext) -> u32 {
+    tls::ends(arch::holder::<0>(&ctx), direction::RECEIVED);
+    0
+}
+
+/// After a call of `SSL_write` or `SSL_write_ex`.
+#[uprobe]
+pub(crate) fn tls_write_done(ctx: ProbeContext) -> u32 {
+    tls::ends(arch::holder::<0>(&ctx), direction::SENT);
+    0
+}
+
+/// A call of `SSL_do_handshake(SSL *s)`.
+#[uprobe]
+pub(crate) fn tls_handshake(ctx: ProbeContext) -> u32 {
+    if let Some(ssl) = ctx.arg(0) {
+        tls::handshake(ssl);
+    }
+    0
+}
+
+/// A call of `SSL_free(SSL *s)`.
+#[uprobe]
+pub(crate) fn tls_free(ctx: ProbeContext) -> u32 {
+    if let Some(ssl) = ctx.arg(0) {
+        tls::freed(ssl);
+    }
+    0
+}
+
+/// A call of `BIO_write(BIO *b, const void *data, int dlen)`.
+#[uprobe]
+pub(crate) fn tls_feed(ctx: ProbeContext) -> u32 {
+    if let (Some(bio), Some(data), Some(len)) = (ctx.arg(0), ctx.arg(1), ctx.arg(2)) {
+        tls::fed(bio, data, len);
     }
     0
 }

@@ -57,6 +57,30 @@ pub(crate) static QUEUED: LruHashMap<Descriptor, Queued> = LruHashMap::with_max_
 /// parent.
 #[map]
 pub(crate) static WORK: LruHashMap<WorkKey, Work> = LruHashMap::with_max_entries(65536, 0);
+/// Thread (`pid_tgid`) → the TLS call that it is in, or was in last. Evicts
+/// the least used, which costs what that call transfers (counted).
+#[map]
+pub(crate) static TLS_CALLS: LruHashMap<u64, TlsCall> = LruHashMap::with_max_entries(8192, 0);
+
+/// `SSL` → the connection that carries it. Written when they are found to
+/// belong together, or when something goes through a session before that;
+/// removed when the session is freed. Evicts the least used,
+/// which costs what it transfers from then on (counted).
+#[map]
+pub(crate) static SESSIONS: LruHashMap<TlsObject, TlsSession> =
+    LruHashMap::with_max_entries(16384, 0);
+
+/// First bytes of TLS records that were received → the connection that they
+/// came from. Removed when they are put into a `BIO`. Evicts the least used,
+/// which delays a join.
+#[map]
+pub(crate) static RECORDS: LruHashMap<TlsRecord, TlsCarrier> =
+    LruHashMap::with_max_entries(8192, 0);
+
+/// Thread (`pid_tgid`) → the `BIO` into which it put a connection's records
+/// last. Evicts the least used, which delays a join.
+#[map]
+pub(crate) static FED: LruHashMap<u64, Fed> = LruHashMap::with_max_entries(8192, 0);
 
 /// The transfer that `syscall_exit` and its continuations are recording; no
 /// other program may use it. On the stack it would not fit.
@@ -300,6 +324,8 @@ pub(crate) mod thread_flag {
     /// It is an executor's, has done nothing since it asked for its next work
     /// item that would say otherwise, and so belongs to who submitted that.
     pub(crate) const WORKS: u32 = 64;
+    /// It is inside a call that reads from or writes to a TLS session.
+    pub(crate) const IN_TLS: u32 = 1 << 16;
 }
 
 /// Key of [`CONTEXTS`].
@@ -362,4 +388,82 @@ pub(crate) struct Work {
     pub(crate) owner: Owner,
     /// By which rule what is done with the object is owned, or why not.
     pub(crate) rule: u64,
+}
+
+/// Value of [`TLS_CALLS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct TlsCall {
+    /// Address of the `SSL`.
+    pub(crate) ssl: u64,
+    /// The plaintext's buffer.
+    pub(crate) buffer: u64,
+    /// Its length, bytes.
+    pub(crate) len: u64,
+    /// Where the call puts the number of bytes transferred, or 0 if it
+    /// returns it.
+    pub(crate) transferred: u64,
+    /// When it began.
+    pub(crate) started: u64,
+}
+
+/// Key of [`SESSIONS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct TlsObject {
+    /// Address of the `SSL`.
+    pub(crate) ssl: u64,
+    /// Process id.
+    pub(crate) pid: u32,
+    /// Zero.
+    pub(crate) pad: u32,
+}
+
+/// Value of [`SESSIONS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct TlsSession {
+    /// Its connection; no id if that is not known.
+    pub(crate) carrier: TlsCarrier,
+    /// Bytes that were written before it was known.
+    pub(crate) held: u64,
+    /// Non-zero: bytes were read before it was known, and are lost.
+    pub(crate) torn: u64,
+}
+
+/// A connection that carries TLS, and value of [`RECORDS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct TlsCarrier {
+    /// Connection id; in [`RECORDS`] 0 if several came with the same bytes.
+    pub(crate) conn: u64,
+    /// Its descriptor.
+    pub(crate) fd: i32,
+    /// Zero.
+    pub(crate) pad: u32,
+}
+
+/// Bytes by which TLS records are recognised.
+pub(crate) const RECORD_BYTES: usize = 64;
+
+/// Key of [`RECORDS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct TlsRecord {
+    /// The first bytes of what was received.
+    pub(crate) bytes: [u8; RECORD_BYTES],
+    /// Process id.
+    pub(crate) pid: u32,
+    /// Zero.
+    pub(crate) pad: u32,
+}
+
+/// Value of [`FED`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Fed {
+    /// Address of the `BIO`.
+    pub(crate) bio: u64,
+    /// The connection whose records it was given.
+    pub(crate) carrier: TlsCarrier,
 }

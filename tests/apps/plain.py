@@ -9,7 +9,8 @@ with asyncio's streams, which make one for each connection, and `threads` with
 `/to_thread` all at once in threads; each carries the request's id and a number
 of its own. `/idle?ms=N` only waits. `APP_DOWNSTREAM` is the base URL that they
 call. Their connections are kept in a pool that all requests share, and that a
-task or thread of no request has filled.
+task or thread of no request has filled. With `APP_IDENTITY`, a key and a
+certificate, it serves over TLS; `APP_AUTHORITY` is whom it trusts.
 """
 
 import asyncio
@@ -17,12 +18,24 @@ import contextvars
 import http.client
 import os
 import queue
+import ssl
 import sys
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 DOWNSTREAM = urlsplit(os.environ.get("APP_DOWNSTREAM", "http://127.0.0.1:1/"))
+# For calls to `https`, and for serving.
+CLIENT_TLS = SERVER_TLS = None
+if DOWNSTREAM.scheme == "https":
+    CLIENT_TLS = ssl.create_default_context(cadata=os.environ["APP_AUTHORITY"])
+if "APP_IDENTITY" in os.environ:
+    SERVER_TLS = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    with tempfile.NamedTemporaryFile("w") as identity:
+        identity.write(os.environ["APP_IDENTITY"])
+        identity.flush()
+        SERVER_TLS.load_cert_chain(identity.name)
 # Connections that the pool has before the first request.
 FILLED = 8
 
@@ -56,7 +69,10 @@ class BlockingPool:
             self.idle.put(connection)
 
     def connection(self):
-        return http.client.HTTPConnection(DOWNSTREAM.hostname, DOWNSTREAM.port, timeout=30)
+        address = (DOWNSTREAM.hostname, DOWNSTREAM.port)
+        if CLIENT_TLS:
+            return http.client.HTTPSConnection(*address, timeout=30, context=CLIENT_TLS)
+        return http.client.HTTPConnection(*address, timeout=30)
 
     def get(self, target):
         try:
@@ -86,7 +102,8 @@ class Pool:
             self.idle.append(await self.open())
 
     async def open(self):
-        return await asyncio.open_connection(DOWNSTREAM.hostname, DOWNSTREAM.port)
+        address = (DOWNSTREAM.hostname, DOWNSTREAM.port)
+        return await asyncio.open_connection(*address, ssl=CLIENT_TLS)
 
     async def get(self, target):
         reader, writer = self.idle.pop() if self.idle else await self.open()
@@ -172,9 +189,9 @@ async def serve(kind, host, port):
     loop = asyncio.get_running_loop()
     filling = loop.create_task(pool.fill())
     if kind == "asyncio":
-        server = await loop.create_server(Protocol, host, port, backlog=16384)
+        server = await loop.create_server(Protocol, host, port, backlog=16384, ssl=SERVER_TLS)
     else:
-        server = await asyncio.start_server(stream, host, port, backlog=16384)
+        server = await asyncio.start_server(stream, host, port, backlog=16384, ssl=SERVER_TLS)
     await filling
     await server.serve_forever()
 
@@ -211,7 +228,13 @@ def main():
     filler.start()
     filler.join()
     if kind == "threads":
-        Server((host, port), Handler).serve_forever()
+        server = Server((host, port), Handler)
+        if SERVER_TLS:
+            # The handshake is left to the connection's own thread.
+            server.socket = SERVER_TLS.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        server.serve_forever()
     else:
         asyncio.run(serve(kind, host, port))
 

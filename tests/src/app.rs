@@ -1,6 +1,7 @@
 //! The applications under `tests/apps`, served by real servers.
 
 use std::ffi::OsString;
+use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::client::{Address, Connection};
 use crate::process::{Group, PATIENCE, path_from, wait_for};
+use crate::tls;
 
 /// A service that is to be started: [`Service::gunicorn`],
 /// [`Service::uvicorn`], [`Service::hypercorn`] or [`Service::command`], then
@@ -23,6 +25,7 @@ pub struct Service {
     server: Server,
     bind: Bind,
     workers: usize,
+    tls: bool,
     arguments: Vec<OsString>,
     environment: Vec<(String, OsString)>,
     python: Option<PathBuf>,
@@ -90,6 +93,7 @@ impl Service {
             server,
             bind: Bind::V4,
             workers: 1,
+            tls: false,
             arguments: Vec::new(),
             environment: Vec::new(),
             python: None,
@@ -99,6 +103,12 @@ impl Service {
     /// What to listen on.
     pub fn bind(mut self, bind: Bind) -> Self {
         self.bind = bind;
+        self
+    }
+
+    /// Served over TLS, on 127.0.0.1.
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
         self
     }
 
@@ -141,6 +151,7 @@ impl Service {
     pub fn start_under(self, prefix: &[OsString]) -> Result<App> {
         let folder = tempfile::tempdir()?;
         let address = match self.bind {
+            Bind::V4 if self.tls => Address::Tls(free_port(Ipv4Addr::LOCALHOST.into())?),
             Bind::V4 => Address::Tcp(free_port(Ipv4Addr::LOCALHOST.into())?),
             Bind::V6 => Address::Tcp(free_port(Ipv6Addr::LOCALHOST.into())?),
             Bind::Unix => Address::Unix(folder.path().join("app.sock")),
@@ -151,7 +162,8 @@ impl Service {
         };
         let mut words = prefix.to_vec();
         words.push(python.into_os_string());
-        words.extend(self.server_words(&address));
+        let files = tls::Files::write(folder.path())?;
+        words.extend(self.server_words(&address, &files));
         let mut words = words.into_iter();
         let mut command = Command::new(words.next().context("no command")?);
         command
@@ -159,7 +171,17 @@ impl Service {
             .current_dir(path_from("OTEL_EBPF_APPS", "apps")?)
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("PYTHONUNBUFFERED", "1")
+            // Whom it trusts as a client, whichever library asks.
+            .env("SSL_CERT_FILE", &files.certificate)
+            .env("REQUESTS_CA_BUNDLE", &files.certificate)
             .envs(self.environment);
+        // For those that are given no paths, as they may have another root.
+        command.env("APP_AUTHORITY", fs::read_to_string(&files.certificate)?);
+        if self.tls {
+            let identity = [&files.key, &files.certificate].map(fs::read_to_string);
+            let [key, certificate] = identity;
+            command.env("APP_IDENTITY", key? + &certificate?);
+        }
         // The test's own settings are none of the application's.
         for name in ["OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"] {
             if !command.get_envs().any(|(set, _)| set == name) {
@@ -180,7 +202,7 @@ impl Service {
         Ok(app)
     }
 
-    fn server_words(&self, address: &Address) -> Vec<OsString> {
+    fn server_words(&self, address: &Address, files: &tls::Files) -> Vec<OsString> {
         let application = match self.module.contains(':') {
             true => self.module.clone(),
             false => format!("{}:app", self.module),
@@ -190,7 +212,7 @@ impl Service {
             Server::Gunicorn => {
                 words.extend(["gunicorn".into(), application.into(), "--bind".into()]);
                 words.push(match address {
-                    Address::Tcp(address) => address.to_string().into(),
+                    Address::Tcp(address) | Address::Tls(address) => address.to_string().into(),
                     Address::Unix(path) => format!("unix:{}", path.display()).into(),
                 });
                 words.extend(["--worker-class", "gthread", "--threads", "4"].map(OsString::from));
@@ -199,7 +221,7 @@ impl Service {
             Server::Hypercorn => {
                 words.extend(["hypercorn".into(), application.into(), "--bind".into()]);
                 words.push(match address {
-                    Address::Tcp(address) => address.to_string().into(),
+                    Address::Tcp(address) | Address::Tls(address) => address.to_string().into(),
                     Address::Unix(path) => format!("unix:{}", path.display()).into(),
                 });
             }
@@ -207,7 +229,7 @@ impl Service {
             Server::Uvicorn => {
                 words.extend(["uvicorn".into(), application.into()]);
                 match address {
-                    Address::Tcp(address) => {
+                    Address::Tcp(address) | Address::Tls(address) => {
                         words.extend(["--host".into(), address.ip().to_string().into()]);
                         words.extend(["--port".into(), address.port().to_string().into()]);
                     }
@@ -229,12 +251,20 @@ impl Service {
         if self.workers > 1 {
             words.extend(["--workers".into(), self.workers.to_string().into()]);
         }
+        if self.tls {
+            let [certificate, key] = match self.server {
+                Server::Uvicorn => ["--ssl-certfile", "--ssl-keyfile"],
+                _ => ["--certfile", "--keyfile"],
+            };
+            words.extend([certificate.into(), files.certificate.clone().into()]);
+            words.extend([key.into(), files.key.clone().into()]);
+        }
         words.extend(self.arguments.iter().cloned());
         words
     }
 
     fn command_words(&self, address: &Address) -> Vec<OsString> {
-        let Address::Tcp(address) = address else {
+        let (Address::Tcp(address) | Address::Tls(address)) = address else {
             return self.arguments.clone();
         };
         let (host, port) = (address.ip().to_string(), address.port().to_string());
@@ -269,6 +299,7 @@ impl App {
     pub fn url(&self, path: &str) -> String {
         match &self.address {
             Address::Tcp(address) => format!("http://{address}{path}"),
+            Address::Tls(address) => format!("https://{address}{path}"),
             Address::Unix(socket) => format!("unix:{}{path}", socket.display()),
         }
     }
@@ -276,7 +307,7 @@ impl App {
     /// Its port, or 0.
     pub fn port(&self) -> u16 {
         match &self.address {
-            Address::Tcp(address) => address.port(),
+            Address::Tcp(address) | Address::Tls(address) => address.port(),
             Address::Unix(_) => 0,
         }
     }

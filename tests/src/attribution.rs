@@ -63,14 +63,22 @@ pub fn run(group: &str, models: Vec<Model>) {
 }
 
 fn run_all(group: &str, models: Vec<Model>) -> Result<Vec<String>> {
-    let downstream = downstream()?;
+    let started = |tls| {
+        let wanted = models.iter().any(|model| model.calls_tls == tls);
+        wanted.then(|| downstream(tls)).transpose()
+    };
+    let [plain, tls] = [started(false)?, started(true)?];
     let mut rows = Vec::new();
     let mut failures = Vec::new();
     print_head(group);
     for model in models {
         let name = model.name.clone();
         let mut found = Vec::new();
-        let done = check(model, &downstream, &mut found);
+        let downstream = if model.calls_tls { &tls } else { &plain };
+        let done = downstream
+            .as_ref()
+            .context("nothing to call")
+            .and_then(|downstream| check(model, downstream, &mut found));
         for row in &found {
             print_row(row);
         }
@@ -91,12 +99,12 @@ fn run_all(group: &str, models: Vec<Model>) -> Result<Vec<String>> {
 }
 
 /// The service that every model calls.
-fn downstream() -> Result<App> {
-    Service::uvloop("downstream")
+fn downstream(tls: bool) -> Result<App> {
+    let service = Service::uvloop("downstream")
         .arguments(&["--no-access-log"])
-        .env("APP_JITTER_MS", JITTER)
-        .start()
-        .context("the service that is called")
+        .env("APP_JITTER_MS", JITTER);
+    let service = if tls { service.tls() } else { service };
+    service.start().context("the service that is called")
 }
 
 /// One model: fills in its rows, returns what was not as expected.

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 use crate::process::PATIENCE;
+use crate::tls::{self, TlsStream};
 
 /// Where a service listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub enum Address {
     Tcp(SocketAddr),
     /// The path of a Unix socket.
     Unix(PathBuf),
+    /// IP address and port, with TLS.
+    Tls(SocketAddr),
 }
 
 /// A connection of the test's own.
@@ -41,13 +44,8 @@ impl Connection {
     /// Connects; reads and writes fail after [`PATIENCE`].
     pub fn open(address: &Address) -> Result<Self> {
         let stream = match address {
-            Address::Tcp(address) => {
-                let stream = TcpStream::connect(address)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
-                stream.set_write_timeout(Some(PATIENCE))?;
-                stream.set_nodelay(true)?;
-                Stream::Tcp(stream)
-            }
+            Address::Tcp(address) => Stream::Tcp(tcp(address)?),
+            Address::Tls(address) => Stream::Tls(Box::new(tls::connect(tcp(address)?)?)),
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path)?;
                 stream.set_read_timeout(Some(PATIENCE))?;
@@ -56,7 +54,7 @@ impl Connection {
             }
         };
         let host = match address {
-            Address::Tcp(address) => address.to_string(),
+            Address::Tcp(address) | Address::Tls(address) => address.to_string(),
             Address::Unix(_) => "localhost".to_owned(),
         };
         Ok(Self {
@@ -69,6 +67,10 @@ impl Connection {
     pub fn port(&self) -> u16 {
         match self.stream.get_ref() {
             Stream::Tcp(stream) => stream.local_addr().map_or(0, |address| address.port()),
+            Stream::Tls(stream) => {
+                let address = stream.sock.local_addr();
+                address.map_or(0, |address| address.port())
+            }
             Stream::Unix(_) => 0,
         }
     }
@@ -82,6 +84,7 @@ impl Connection {
     pub fn finish(&mut self) -> Result<()> {
         match self.stream.get_ref() {
             Stream::Tcp(stream) => stream.shutdown(Shutdown::Write)?,
+            Stream::Tls(stream) => stream.sock.shutdown(Shutdown::Write)?,
             Stream::Unix(stream) => stream.shutdown(Shutdown::Write)?,
         }
         Ok(())
@@ -219,6 +222,15 @@ impl Response {
 enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream>),
+}
+
+fn tcp(address: &SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 impl Read for Stream {
@@ -226,6 +238,7 @@ impl Read for Stream {
         match self {
             Self::Tcp(stream) => stream.read(buffer),
             Self::Unix(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
         }
     }
 }
@@ -235,6 +248,11 @@ impl Write for Stream {
         match self {
             Self::Tcp(stream) => stream.write(bytes),
             Self::Unix(stream) => stream.write(bytes),
+            Self::Tls(stream) => {
+                let written = stream.write(bytes)?;
+                stream.flush()?;
+                Ok(written)
+            }
         }
     }
 

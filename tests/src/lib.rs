@@ -14,6 +14,7 @@ pub mod process;
 pub mod program;
 pub mod python;
 pub mod receiver;
+pub mod tls;
 pub mod trace;
 pub mod traceback;
 pub mod truth;

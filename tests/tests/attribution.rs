@@ -183,6 +183,88 @@ mod attribution {
         run("gunicorn", models);
     }
 
+    /// TLS on both sides: sessions of memory buffers, which the event loops
+    /// use.
+    #[test]
+    fn tls_on_event_loops() {
+        let models = on_loops("TLS", "fastapi_app", Service::tls);
+        let models = models.into_iter().map(|model| {
+            model
+                .calls_tls()
+                .loads(&[
+                    "/downstream?client=httpx",
+                    "/gather?client=aiohttp",
+                    "/tasks?client=aiohttp",
+                    "/to_thread?client=requests",
+                    "/threadpool?client=requests",
+                    "/background?client=httpx",
+                ])
+                .load_as("/gather?client=aiohttp", Manner::Close, Expected::Exact)
+                .load_as("/receive?client=aiohttp", Manner::Pieces, Expected::Exact)
+        });
+        run("tls_on_event_loops", models.collect());
+    }
+
+    /// TLS on both sides: sessions on sockets.
+    #[test]
+    fn tls_on_threads() {
+        let threads = Service::gunicorn("flask_app").arguments(&["--threads", "16"]);
+        let sync = Service::gunicorn("flask_app").arguments(&["--worker-class", "sync"]);
+        let close = Manner::Close;
+        let models = vec![
+            Model::new("gunicorn gthread, TLS", threads.tls())
+                .calls_tls()
+                .loads(&["/downstream?client=requests", "/downstream?client=urllib3"])
+                .load_as("/downstream?client=requests", close, Expected::Exact),
+            Model::new("gunicorn sync, TLS", sync.tls())
+                .calls_tls()
+                .load_as("/downstream?client=requests", close, Expected::Exact),
+        ];
+        run("tls_on_threads", models);
+    }
+
+    /// `SSL_read` up to 3.9, `SSL_read_ex` from then on, as various compilers
+    /// have them called, with several versions of OpenSSL.
+    #[test]
+    fn tls_on_interpreters() {
+        let pythons = [
+            (Python::pyenv("3.8"), ""),
+            (Python::pyenv("3.9"), ""),
+            (Python::pyenv("3.10"), ""),
+            (Python::pyenv("3.13"), ""),
+            (Python::debian("bullseye", "3.9"), "Debian"),
+            (Python::debian("trixie", "3.13"), "Debian"),
+            (Python::free_threaded("3.13"), ""),
+        ];
+        let mut models = Vec::new();
+        for (python, kind) in pythons {
+            let Some(python) = python else {
+                continue;
+            };
+            let interpreter = Interpreter::of(&python, kind).expect("an interpreter");
+            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("apps/plain.py");
+            let script = python.script(&script).expect("the script");
+            let script = script.to_string_lossy();
+            let service =
+                |kind: &str| Service::command("plain", &[&script, kind, "{host}", "{port}"]).tls();
+            models.push(
+                Model::new("asyncio, TLS", service("asyncio"))
+                    .on(&interpreter)
+                    .calls_tls()
+                    .requests(200)
+                    .loads(&["/gather", "/to_thread"]),
+            );
+            models.push(
+                Model::new("http.server, TLS", service("threads"))
+                    .on(&interpreter)
+                    .calls_tls()
+                    .requests(200)
+                    .load_as("/downstream", Manner::Close, Expected::Exact),
+            );
+        }
+        run("tls_on_interpreters", models);
+    }
+
     #[test]
     fn clients_that_leave_and_calls_that_are_given_up() {
         let models = on_loops("given up", "fastapi_app", |service| service);

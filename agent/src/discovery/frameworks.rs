@@ -132,8 +132,9 @@ impl Discovery {
         for pid in due {
             match super::open(pid) {
                 Ok(process) => {
-                    self.frameworks(pid, &process, probes, changes, false);
                     self.handoffs(pid, &process, probes);
+                    self.hook_tls(pid, &process, probes);
+                    self.frameworks(pid, &process, probes, changes, false);
                 }
                 Err(error) => tracing::debug!(pid, %error, "cannot look for frameworks"),
             }

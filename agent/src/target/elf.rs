@@ -9,7 +9,7 @@
 //! Only headers and symbol tables are read, and only while they are needed:
 //! interpreters have 30 MB.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -125,6 +125,11 @@ impl Elf {
         })
     }
 
+    /// What the file system says of the file.
+    pub fn metadata(&self) -> io::Result<Metadata> {
+        self.file.metadata()
+    }
+
     /// `e_machine`.
     pub fn machine(&self) -> u16 {
         self.machine
@@ -236,6 +241,31 @@ impl Elf {
             return Ok((!symbol.is_undefined()).then(|| symbol.address()));
         }
         Ok(None)
+    }
+
+    /// Whether the file asks for a library whose name begins so.
+    pub fn needs(&self, library: &str) -> bool {
+        let needed = self.with_file(|file| {
+            let table = file.elf_dynamic_table().map_err(|_| ElfError::Damaged)?;
+            let mut names = table
+                .iter()
+                .filter(|entry| entry.tag == elf::DT_NEEDED)
+                .filter_map(|entry| table.string(entry).ok());
+            Ok(names.any(|name| name.starts_with(library.as_bytes())))
+        });
+        needed.unwrap_or(false)
+    }
+
+    /// Looks at the file with the whole of `object`.
+    pub fn with_file<T>(
+        &self,
+        look: impl for<'a> FnOnce(
+            &ElfFile64<'a, LittleEndian, &'a ReadCache<&'a File>>,
+        ) -> Result<T, ElfError>,
+    ) -> Result<T, ElfError> {
+        let cache = ReadCache::new(&self.file);
+        let file = ElfFile64::parse(&cache).map_err(|_| ElfError::Damaged)?;
+        look(&file)
     }
 
     fn look_up<const N: usize>(

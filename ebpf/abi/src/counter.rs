@@ -64,12 +64,18 @@ pub enum Counter {
     StartedByOthers = 27,
     /// A work item was not recorded because the table refused it.
     WorkTableRefused = 28,
+    /// TLS sessions found to be carried by a connection.
+    TlsJoined = 40,
+    /// Reads from and writes to TLS sessions of no known connection.
+    TlsUnjoined = 41,
+    /// TLS records received that might be of several connections.
+    TlsAmbiguous = 42,
 }
 
 impl Counter {
     /// Every counter with its name as the operator reads it and whether it
     /// counts a loss.
-    pub const ALL: [(Self, &'static str, bool); 29] = [
+    pub const ALL: [(Self, &'static str, bool); 32] = [
         (Self::RecordsWritten, "kernel.records", false),
         (Self::DataRingFull, "kernel.lost.data_ring_full", true),
         (
@@ -123,5 +129,8 @@ impl Counter {
             "kernel.lost.work_table_refused",
             true,
         ),
+        (Self::TlsJoined, "kernel.tls_joined", false),
+        (Self::TlsUnjoined, "kernel.lost.tls_unjoined", true),
+        (Self::TlsAmbiguous, "kernel.tls_ambiguous", false),
     ];
 }

@@ -28,6 +28,9 @@ pub mod target_flag {
     /// The queues of executors are probed. Without it the thread of one would
     /// keep what it knew of an earlier work item.
     pub const WORK_ITEMS: u32 = 128;
+    /// The calls through which plaintext passes to and from TLS sessions are
+    /// probed.
+    pub const TLS: u32 = 1 << 16;
 }
 
 /// A traced process: value of `TARGETS`, keyed by process id.
@@ -165,8 +168,30 @@ pub struct Connection {
     pub muted: u8,
     /// Non-zero: the stack was walked for the message that is being sent.
     pub walked: u8,
+    /// See [`tls`].
+    pub tls: u8,
+    /// Non-zero: TLS records were last received outside any entered
+    /// `PyContext`.
+    pub outside: u8,
     /// Zero.
-    pub pad: [u8; 4],
+    pub pad: [u8; 2],
+    /// With [`tls::JOINED`] the address of the process's `SSL`.
+    pub ssl: u64,
+}
+
+/// Values of [`Connection::tls`].
+pub mod tls {
+    /// Nothing is known.
+    pub const UNKNOWN: u8 = 0;
+    /// Its bytes are no TLS.
+    pub const PLAIN: u8 = 1;
+    /// Its bytes are TLS records of a session that was not found (yet): they
+    /// are not recorded.
+    pub const SEALED: u8 = 2;
+    /// Its session is known: what goes through that is recorded.
+    pub const JOINED: u8 = 3;
+    /// Its session was freed; another may follow.
+    pub const PARTED: u8 = 4;
 }
 
 /// The structure offsets of one CPython version: value of `LAYOUTS`.

@@ -24,8 +24,14 @@ pub mod kind {
     pub const LISTEN: u8 = 7;
     /// [`super::Stack`], followed by frames and values.
     pub const STACK: u8 = 8;
-    /// How many kinds there are, the unused 0 included.
-    pub const COUNT: usize = 9;
+    /// [`super::Data`], followed by `captured` payload bytes, written to a TLS
+    /// session whose connection is not known yet: `conn` is the address of the
+    /// `SSL`, and `offset` counts from the first such byte.
+    pub const TLS_HELD: u8 = 10;
+    /// [`super::TlsJoin`].
+    pub const TLS_JOIN: u8 = 11;
+    /// How many kinds there are, unused ones included.
+    pub const COUNT: usize = 12;
 }
 
 /// Values of [`Data::direction`].
@@ -99,6 +105,10 @@ pub mod rule {
 pub mod flag {
     /// The system call moved bytes without showing them (`sendfile`).
     pub const UNSEEN: u8 = 1;
+    /// The bytes are what the application read from or wrote to a TLS session
+    /// that the connection carries. Offsets go on from those of the bytes
+    /// that were recorded before; sealed bytes are not counted.
+    pub const TLS: u8 = 2;
 }
 
 /// Which bytes of which connection caused an event.
@@ -197,8 +207,10 @@ pub struct Open {
 pub struct Close {
     /// [`kind::CLOSE`].
     pub kind: u8,
+    /// What was known of TLS on it, see [`crate::map::tls`].
+    pub tls: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 2],
     /// Process id.
     pub pid: u32,
     /// Connection id.
@@ -209,6 +221,30 @@ pub struct Close {
     pub received: u64,
     /// Bytes sent in all.
     pub sent: u64,
+}
+
+/// What becomes of the bytes that were held of a TLS session.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TlsJoin {
+    /// [`kind::TLS_JOIN`].
+    pub kind: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+    /// Process id.
+    pub pid: u32,
+    /// Address of the `SSL`.
+    pub ssl: u64,
+    /// The connection that carries it; 0 if the held bytes are of no use.
+    pub conn: u64,
+    /// How many bytes were held.
+    pub held: u64,
+    /// Offset of the first of them in what the connection sent.
+    pub offset: u64,
+    /// Descriptor.
+    pub fd: i32,
+    /// Zero.
+    pub pad2: u32,
 }
 
 /// Something happened to a target process.
@@ -384,5 +420,5 @@ pub struct Traceback {
 }
 
 crate::pod!(
-    Owner, Data, Open, Close, Process, Stack, Frame, Value, Traceback
+    Owner, Data, Open, Close, TlsJoin, Process, Stack, Frame, Value, Traceback
 );

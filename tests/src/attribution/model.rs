@@ -27,6 +27,8 @@ pub struct Model {
     pub interpreter: Interpreter,
     /// Its loads, one after the other.
     pub requests: Vec<Request>,
+    /// Whether what it calls is served over TLS.
+    pub calls_tls: bool,
     /// Ids of calls that belong to no request and go on all the time.
     pub unowned: Vec<&'static str>,
     /// When the agent comes.
@@ -100,6 +102,7 @@ impl Model {
             service,
             interpreter: Interpreter::main(),
             requests: Vec::new(),
+            calls_tls: false,
             unowned: Vec::new(),
             attach: Attach::First,
             every_process: false,
@@ -137,6 +140,12 @@ impl Model {
     /// otherwise.
     pub fn requests(mut self, count: usize) -> Self {
         self.n_requests = count;
+        self
+    }
+
+    /// What it calls is served over TLS.
+    pub fn calls_tls(mut self) -> Self {
+        self.calls_tls = true;
         self
     }
 

@@ -1,0 +1,129 @@
+//! Finds the calls of OpenSSL in a process's files and probes them, also in
+//! files that are loaded later.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
+
+use abi::map::target_flag;
+
+use super::{Discovery, tell};
+use crate::probes::{Hook, Probes};
+use crate::remote::{MappedFile, Process};
+use crate::target::elf::MappedElf;
+use crate::target::tls::{TlsSite, sites};
+
+/// Device and inode of a mapped file.
+pub(super) type FileId = ((u32, u32), u64);
+
+/// What is known of files, over all processes.
+#[derive(Default)]
+pub(super) struct TlsCallers {
+    known: HashMap<Content, Arc<Calls>>,
+}
+
+/// A file with its content: an inode is used again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Content {
+    file: FileId,
+    size: u64,
+    changed: (i64, i64),
+}
+
+/// The places in a file that are probed.
+#[derive(Default)]
+struct Calls {
+    sites: Vec<(TlsSite, u64)>,
+    unseen: usize,
+}
+
+/// Files remembered; beyond that all are looked at anew.
+const MAX_FILES: usize = 4096;
+
+impl TlsCallers {
+    /// The calls of OpenSSL in a mapped file that may have some, and the file.
+    fn of(
+        &mut self,
+        process: &Process,
+        mapped: &MappedFile,
+        interpreter: bool,
+    ) -> Option<(Arc<Calls>, MappedElf)> {
+        let name = mapped.first().path.file_name()?.to_string_lossy();
+        if ["libssl", "libcrypto"]
+            .iter()
+            .any(|own| name.starts_with(own))
+        {
+            return None;
+        }
+        let image = MappedElf::open(process, mapped).ok()?;
+        if !(interpreter || name.starts_with("_ssl.") || image.elf.needs("libssl")) {
+            return None;
+        }
+        let metadata = image.elf.metadata().ok()?;
+        let content = Content {
+            file: (image.device, image.inode),
+            size: metadata.size(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        };
+        if let Some(known) = self.known.get(&content) {
+            return Some((Arc::clone(known), image));
+        }
+        let (sites, unseen) = match sites(&image.elf) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!(path = %image.path.display(), %error, "cannot look for TLS");
+                Default::default()
+            }
+        };
+        let calls = Arc::new(Calls { sites, unseen });
+        if self.known.len() >= MAX_FILES {
+            self.known.clear();
+        }
+        self.known.insert(content, Arc::clone(&calls));
+        Some((calls, image))
+    }
+}
+
+impl Discovery {
+    /// Probes the calls of OpenSSL in files that were not looked at before.
+    pub(super) fn hook_tls(&mut self, pid: u32, process: &Process, probes: &mut Probes) {
+        let Some(tracee) = self.tracees.get_mut(&pid) else {
+            return;
+        };
+        let Ok(files) = process.mapped_files() else {
+            return;
+        };
+        let own = tracee.interpreter.as_ref().map(|interpreter| {
+            let image = &interpreter.image;
+            (image.device, image.inode)
+        });
+        let mut found = false;
+        for mapped in files.iter().filter(|mapped| mapped.is_executable()) {
+            let first = mapped.first();
+            let id = (first.device, first.inode);
+            if !tracee.searched.insert(id) {
+                continue;
+            }
+            let Some((calls, image)) = self.callers.of(process, mapped, own == Some(id)) else {
+                continue;
+            };
+            self.stats.tls_unseen.add(calls.unseen as u64);
+            let is_end = |site: &TlsSite| matches!(site, TlsSite::ReadDone | TlsSite::WriteDone);
+            let (ends, begins): (Vec<_>, Vec<_>) =
+                calls.sites.iter().partition(|(site, _)| is_end(site));
+            let mut attach = |&(site, offset): &(TlsSite, u64)| {
+                self.stats
+                    .hook(pid, probes, Hook::Tls(site), &image.path, offset)
+            };
+            // A call that is never seen to end would go on for good.
+            if !ends.is_empty() && ends.into_iter().all(&mut attach) {
+                found |= begins.into_iter().map(attach).fold(false, |_, _| true);
+            }
+        }
+        if found && tracee.target.flags & target_flag::TLS == 0 {
+            tracing::debug!(pid, "TLS is followed");
+            tracee.target.flags |= target_flag::TLS;
+            tell(pid, &tracee.target, probes);
+        }
+    }
+}
