@@ -312,8 +312,10 @@ pub(crate) fn held(
         },
         tail: [0; 8],
     };
-    let mut nowhere = Connection::default();
-    nowhere.budget = budget(role::CLIENT, direction::SENT);
+    let mut nowhere = Connection {
+        budget: budget(role::CLIENT, direction::SENT),
+        ..Connection::default()
+    };
     segment(
         &mut data,
         &mut nowhere,

@@ -155,7 +155,7 @@ fn remember(pid: u32, conn: u64, fd: i32, first: FirstBytes) {
         return;
     };
     let mut carrier = TlsCarrier { conn, fd, pad: 0 };
-    if let Some(known) = RECORDS.get_ptr(&key) {
+    if let Some(known) = RECORDS.get_ptr(key) {
         // SAFETY: the map's values outlive the program run.
         if unsafe { (*known).conn } != conn {
             count(Counter::TlsAmbiguous);
@@ -163,7 +163,7 @@ fn remember(pid: u32, conn: u64, fd: i32, first: FirstBytes) {
         }
     }
     // Where the table is full another chance comes with the next records.
-    let _full = RECORDS.insert(&key, &carrier, 0);
+    let _full = RECORDS.insert(key, carrier, 0);
 }
 
 /// The beginning of records, unless another connection might come with the
@@ -194,15 +194,15 @@ pub(crate) fn fed(bio: u64, address: u64, len: u64) {
     let Some(key) = record(pid, first) else {
         return;
     };
-    let Some(known) = RECORDS.get_ptr(&key) else {
+    let Some(known) = RECORDS.get_ptr(key) else {
         return;
     };
     // SAFETY: the map's values outlive the program run.
     let carrier = unsafe { *known };
-    let _raced = RECORDS.remove(&key);
+    let _raced = RECORDS.remove(key);
     if carrier.conn != 0 {
         let fed = Fed { bio, carrier };
-        let _full = FED.insert(&pid_tgid, &fed, 0);
+        let _full = FED.insert(pid_tgid, fed, 0);
     }
 }
 
@@ -264,7 +264,7 @@ fn begins(ctx: &ProbeContext, extended: bool) -> Option<TlsCarrier> {
         started: unsafe { bpf_ktime_get_ns() },
     };
     let thread = threads::entry(pid_tgid)?;
-    if TLS_CALLS.insert(&pid_tgid, &call, 0).is_err() {
+    if TLS_CALLS.insert(pid_tgid, call, 0).is_err() {
         thread.flags &= !thread_flag::IN_TLS;
         return None;
     }
@@ -345,7 +345,7 @@ fn unjoined(pid_tgid: u64, target: &Target, thread: &Thread, ssl: u64, plaintext
             held: 0,
             torn: 0,
         };
-        let _full = SESSIONS.insert(&key, &session, 0);
+        let _full = SESSIONS.insert(key, session, 0);
     }
     let Some(session) = SESSIONS.get_ptr_mut(key) else {
         return count(Counter::TlsUnjoined);
@@ -449,7 +449,7 @@ fn join(pid: u32, ssl: u64, connection: &mut Connection, carrier: TlsCarrier) ->
             session.torn = before.torn;
         }
     }
-    if SESSIONS.insert(&key, &session, 0).is_err() {
+    if SESSIONS.insert(key, session, 0).is_err() {
         return false;
     }
     if session.held != 0 {

@@ -335,6 +335,6 @@ pub fn free_port(ip: std::net::IpAddr) -> Result<SocketAddr> {
 }
 
 fn command_line(pid: u32) -> String {
-    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&bytes).replace('\0', " ")
 }

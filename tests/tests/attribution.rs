@@ -202,7 +202,45 @@ mod attribution {
                 .load_as("/gather?client=aiohttp", Manner::Close, Expected::Exact)
                 .load_as("/receive?client=aiohttp", Manner::Pieces, Expected::Exact)
         });
-        run("tls_on_event_loops", models.collect());
+        let mut models: Vec<_> = models.collect();
+        // uvloop calls every connection of a server in one context, and a
+        // server with a task for each connection makes no other.
+        let hypercorn = Service::hypercorn("fastapi_app").arguments(&["--worker-class", "uvloop"]);
+        models.push(
+            Model::new("hypercorn uvloop, TLS", hypercorn.tls())
+                .on(&Interpreter::frameworks())
+                .calls_tls()
+                .load_as(
+                    "/gather?client=httpx",
+                    Manner::Whole,
+                    Expected::Refused("spans.no_parent.unowned_context"),
+                ),
+        );
+        run("tls_on_event_loops", models);
+    }
+
+    /// The agent comes in the middle of sessions, and clients leave in the
+    /// middle of requests.
+    #[test]
+    fn tls_in_disorder() {
+        let none = Expected::NoneMisplaced;
+        let midway = on_loops("TLS, midway", "fastapi_app", Service::tls);
+        let midway = midway.into_iter().map(|model| {
+            model.calls_tls().attach_midway().requests(1500).load_as(
+                "/gather?client=aiohttp",
+                Manner::Whole,
+                none,
+            )
+        });
+        let given_up = on_loops("TLS, given up", "fastapi_app", Service::tls);
+        let given_up = given_up.into_iter().map(|model| {
+            model
+                .calls_tls()
+                .load_as("/downstream?client=httpx", Manner::Impatient, none)
+                .load_as("/downstream?client=aiohttp", Manner::Pipelined, none)
+        });
+        let models = midway.chain(given_up);
+        run("tls_in_disorder", models.collect());
     }
 
     /// TLS on both sides: sessions on sockets.
