@@ -332,8 +332,11 @@ impl Assembler {
             }
             Progress::Insight(insight) => self.insight(insight),
             Progress::Closed { conn } => self.close(conn),
-            // No request of its protocol will come that we could tell.
-            Progress::Mute { conn } => _ = self.expected.remove(&conn),
+            // Nor is it of the next request, or will one come that we could
+            // tell.
+            Progress::Unclaimed { conn } | Progress::Mute { conn } => {
+                _ = self.expected.remove(&conn)
+            }
         }
     }
 

@@ -46,6 +46,12 @@ counters! {
         unknown_protocol => "stream.muted.unknown_protocol",
         /// Connections muted: upgraded to another protocol.
         upgraded => "stream.muted.upgraded",
+        /// Connections muted: encrypted.
+        encrypted => "stream.muted.encrypted",
+        /// Connections muted: what they receive is no answer to a request.
+        subscribed => "stream.muted.subscribed",
+        /// Exchanges left out: a statement was prepared, and no more.
+        no_operation => "stream.abandoned.no_operation",
         /// Exchanges abandoned: the grammar was broken.
         malformed => "stream.abandoned.malformed",
         /// Exchanges abandoned: the head was too long.
@@ -64,6 +70,9 @@ impl StreamStats {
         match defect {
             Defect::UnknownProtocol => &self.unknown_protocol,
             Defect::Upgraded => &self.upgraded,
+            Defect::Encrypted => &self.encrypted,
+            Defect::Subscribed => &self.subscribed,
+            Defect::NoOperation => &self.no_operation,
             Defect::Malformed => &self.malformed,
             Defect::HeadTooLong => &self.head_too_long,
             Defect::Gap => &self.gap,
@@ -142,6 +151,12 @@ pub enum Progress {
         /// Whether the exchange's head ended in these bytes.
         completes_head: bool,
     },
+    /// A client's transfer began no exchange, nor did it continue one: what
+    /// was told of its sender is of no exchange, either.
+    Unclaimed {
+        /// The connection.
+        conn: u64,
+    },
     /// The interpreter told something of an exchange.
     Insight(Insight),
     /// A connection is gone.
@@ -198,6 +213,10 @@ struct Stream {
     /// The exchange whose request is being read: begun and not ended, and
     /// known to be the one that the next bytes continue.
     current: Option<u64>,
+    /// Bytes went before it was looked at.
+    old: bool,
+    /// On whose behalf a client sent last.
+    sent: Option<Evidence>,
     /// The last transfer of a server connection.
     read: Option<Read>,
 }
@@ -258,6 +277,8 @@ impl Streams {
                 last: [0; 2],
                 base: [0; 2],
                 current: None,
+                old: opening.old,
+                sent: None,
                 read: None,
             },
         );
@@ -383,19 +404,28 @@ impl Stream {
         if joined {
             first.extend_from_slice(bytes);
         }
-        let (protocol, verdict) = judge(if joined { &first } else { bytes });
+        let received = data.direction == direction::RECEIVED;
+        let role_of = |side| match (received, side) {
+            (true, Side::Request) | (false, Side::Response) => Role::Server,
+            (false, Side::Request) | (true, Side::Response) => Role::Client,
+        };
+        let known = self.role;
+        // What an answer holds may look like a request.
+        let possible = |protocol: &Protocol| {
+            let sends = role_of(Side::Request) == Role::Client && known != Some(Role::Server);
+            sends || !protocol.client_only
+        };
+        let (protocol, verdict) = judge(if joined { &first } else { bytes }, possible);
         match verdict {
             Verdict::Yes(side) => {
-                let role = match (data.direction == direction::RECEIVED, side) {
-                    (true, Side::Request) | (false, Side::Response) => Role::Server,
-                    (false, Side::Request) | (true, Side::Response) => Role::Client,
-                };
+                let role = role_of(side);
                 self.role = Some(role);
                 let connection = Connection {
                     role,
                     local: self.local.clone(),
                     peer: self.peer.clone(),
                     tls: false,
+                    old: self.old,
                 };
                 let held = std::mem::take(held);
                 self.state = State::Known((protocol.parser)(&connection));
@@ -470,9 +500,22 @@ impl Stream {
         // looks like another request need not be a part of it.
         if request
             && !parser.follows(side)
-            && (missing > 0 || judge(bytes).1 == Verdict::Yes(Side::Request))
+            && (missing > 0 || judge(bytes, |_| true).1 == Verdict::Yes(Side::Request))
         {
             self.current = None;
+        }
+        let evidence = Evidence {
+            owner: data.owner,
+            rule: data.rule,
+        };
+        let sends = request && role == Role::Client;
+        if sends
+            && self
+                .sent
+                .replace(evidence)
+                .is_some_and(|before| before != evidence)
+        {
+            parser.divide();
         }
         let end = data.offset.saturating_add(u64::from(data.len));
         self.next[way] = end;
@@ -490,10 +533,6 @@ impl Stream {
         } else {
             data.started
         };
-        let evidence = Evidence {
-            owner: data.owner,
-            rule: data.rule,
-        };
         let mut touched = Touched::new(self.current);
         for step in steps.iter() {
             touched.step(step, data.offset.saturating_sub(self.base[way]));
@@ -508,6 +547,10 @@ impl Stream {
             (Side::Response, _) | (Side::Request, 0) => data.at,
             (Side::Request, response) => response,
         };
+        let begins = |step: &Step| matches!(step, Step::Begin { .. });
+        if sends && self.current.is_none() && !steps.iter().any(begins) {
+            out.push(Progress::Unclaimed { conn: data.conn });
+        }
         self.deliver(data.conn, steps, stats, begin, ended, evidence, out);
         if request && role == Role::Server {
             let read = self.join(data, missing > 0, &touched);
@@ -666,10 +709,10 @@ impl Touched {
     }
 }
 
-/// Asks every protocol.
-fn judge(first: &[u8]) -> (&'static Protocol, Verdict) {
+/// Asks every protocol that is possible.
+fn judge(first: &[u8], possible: impl Fn(&Protocol) -> bool) -> (&'static Protocol, Verdict) {
     let mut unsure = None;
-    for protocol in PROTOCOLS {
+    for protocol in PROTOCOLS.iter().filter(|protocol| possible(protocol)) {
         match (protocol.detect)(first) {
             Verdict::Yes(side) => return (protocol, Verdict::Yes(side)),
             Verdict::Unsure => unsure = Some(protocol),
@@ -879,6 +922,7 @@ mod tests {
             }
             Progress::Closed { conn } => format!("closed {conn}"),
             Progress::Mute { conn } => format!("mute {conn}"),
+            Progress::Unclaimed { conn } => format!("unclaimed {conn}"),
             Progress::Insight(insight) => format!("{insight:?}"),
         }
     }
