@@ -1162,6 +1162,74 @@ mod tests {
         assert_eq!(wire.streams.stats.upgraded.value(), 1);
     }
 
+    /// A start-up message of PostgreSQL, and a command of Redis.
+    const STARTUP: &str = "\0\0\0\x11\0\x03\0\0user\0me\0\0";
+    const COMMAND: &str = "*2\r\n$3\r\nGET\r\n$1\r\na\r\n";
+
+    #[test]
+    fn what_a_database_server_receives_is_not_traced() {
+        for text in [STARTUP, COMMAND] {
+            let wire = check(
+                server(),
+                |wire| {
+                    wire.received(text);
+                    wire.sent("$1\r\na\r\n");
+                    wire.received(text);
+                },
+                "mute 1",
+            );
+            assert_eq!(wire.streams.stats.unknown_protocol.value(), 1);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_looks_like_a_request_is_none() {
+        let mut wire = Wire::default();
+        wire.open(1, 1, Some(Role::Client), true);
+        check(
+            wire,
+            |wire| {
+                wire.received("*2\r\n$3\r\nfoo\r\n$3\r\nbar\r\n");
+                wire.sent(COMMAND);
+                wire.received("$1\r\na\r\n");
+            },
+            "Client 0 at 17; end 0 at 30 with -",
+        );
+    }
+
+    #[test]
+    fn what_was_told_of_a_sender_without_an_exchange_is_of_none() {
+        let mut wire = Wire::default();
+        wire.open(1, 1, Some(Role::Client), false);
+        check(
+            wire,
+            |wire| {
+                wire.sent(STARTUP);
+                wire.received("R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I");
+                wire.sent("Q\0\0\0\x0dselect 1\0");
+                wire.received("C\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I");
+            },
+            "unclaimed 1; Client 0 at 27; end 0 at 40 with -",
+        );
+    }
+
+    #[test]
+    fn what_is_sent_for_another_is_another_exchange() {
+        let mut wire = Wire::default();
+        wire.open(1, 1, Some(Role::Client), false);
+        for owner in [5, 5, 6] {
+            let mut data = wire.record(1, SENT, COMMAND.len());
+            data.owner.conn = owner;
+            data.rule = record::rule::CONTEXT;
+            wire.streams.data(&data, COMMAND.as_bytes(), &mut wire.out);
+        }
+        check(
+            wire,
+            |wire| wire.received("$-1\r\n$-1\r\n$-1\r\n"),
+            "Client 0 at 7; Client 1 at 27; end 0 at 40 with -; end 1 at 40 with -",
+        );
+    }
+
     #[test]
     fn transfers_that_come_twice_are_left_out() {
         let wire = check(
