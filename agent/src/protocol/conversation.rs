@@ -186,10 +186,8 @@ pub(super) fn check_splits(protocol: &Protocol) {
                 let mut events = events.clone();
                 events[index] = Event::Bytes(*side, second.to_vec());
                 events.insert(index, Event::Bytes(*side, first.to_vec()));
-                let found = run(protocol, &events);
-                assert_eq!(
-                    golden(&found),
-                    golden(&whole),
+                assert!(
+                    run(protocol, &events) == whole,
                     "{} {index} {at}",
                     path.display()
                 );
@@ -208,7 +206,7 @@ pub(super) fn check_truncation(protocol: &Protocol) {
             let Event::Bytes(side, bytes) = event else {
                 continue;
             };
-            for at in 0..bytes.len().min(600) {
+            for at in (0..bytes.len().min(60)).chain((60..bytes.len().min(600)).step_by(29)) {
                 let mut cut: Vec<_> = events[..index].to_vec();
                 cut.push(Event::Bytes(*side, bytes[..at].to_vec()));
                 cut.push(Event::Close);

@@ -41,6 +41,8 @@ pub const PROTOCOL: Protocol = Protocol {
 
 /// Series of messages without an answer that are followed.
 const MAX_GROUPS: usize = 1024;
+/// Transfers of an encrypted connection before it is muted.
+const MAX_SEALED: u32 = 64;
 /// Bytes kept of a message that has names.
 const NAMES: usize = 512;
 /// The last bytes of an answer: `ReadyForQuery` and two before it.
@@ -70,6 +72,8 @@ struct Postgres {
     pipelined: bool,
     /// What was asked in place of a start-up message: the answer is one byte.
     negotiating: bool,
+    /// What follows is encrypted: transfers of it that were seen.
+    sealed: Option<u32>,
     /// Whether the rest of the connection is of no interest.
     muted: bool,
 }
@@ -141,7 +145,7 @@ fn responses(kind: u8) -> Option<Rule> {
 
 impl Parser for Postgres {
     fn bytes(&mut self, side: Side, bytes: &[u8], steps: &mut Vec<Step>) {
-        if self.muted || bytes.is_empty() {
+        if self.muted || bytes.is_empty() || self.is_sealed(steps) {
             return;
         }
         let turned = self.last.replace(side) != Some(side);
@@ -159,7 +163,7 @@ impl Parser for Postgres {
     }
 
     fn skip(&mut self, side: Side, count: u64, tail: &[u8], steps: &mut Vec<Step>) {
-        if self.muted || count == 0 {
+        if self.muted || count == 0 || self.is_sealed(steps) {
             return;
         }
         self.last = Some(side);
@@ -176,7 +180,7 @@ impl Parser for Postgres {
     }
 
     fn follows(&self, side: Side) -> bool {
-        !self.muted && !self.half(side).frames.is_lost()
+        !self.muted && self.sealed.is_none() && !self.half(side).frames.is_lost()
     }
 
     fn close(&mut self, steps: &mut Vec<Step>) {
@@ -213,6 +217,7 @@ impl Postgres {
             last: None,
             pipelined: false,
             negotiating: false,
+            sealed: None,
             muted: false,
         }
     }
@@ -222,6 +227,19 @@ impl Postgres {
             Side::Request => &self.request,
             Side::Response => &self.response,
         }
+    }
+
+    /// Whether the connection is encrypted. It may yet be seen from within, as
+    /// another connection would be; if it is not, it is muted.
+    fn is_sealed(&mut self, steps: &mut Vec<Step>) -> bool {
+        let Some(seen) = &mut self.sealed else {
+            return false;
+        };
+        *seen += 1;
+        if *seen >= MAX_SEALED {
+            self.mute(Defect::Encrypted, steps);
+        }
+        true
     }
 
     /// Counts the bytes that were given, and looks at their end where nobody
@@ -572,7 +590,10 @@ impl Postgres {
                 // It has none: the client goes on as it is, or gives up.
                 Some(b'N') => {}
                 // What follows is encrypted.
-                Some(b'S' | b'G') => return self.mute(Defect::Encrypted, steps),
+                Some(b'S' | b'G') => {
+                    self.sealed = Some(0);
+                    return;
+                }
                 // An error message of an old server.
                 _ => return self.mute(Defect::Malformed, steps),
             }
@@ -1084,10 +1105,11 @@ mod tests {
         events.push(req(&[query("select 1")]));
         events.push(res(&[complete("SELECT 1"), ready()]));
         check(&events, "begin 0; end 0 select, rows 0");
-        check(
-            &[req(&[ssl]), res(&[b"S".to_vec()]), req(&[vec![22, 3, 1]])],
-            "mute Encrypted",
-        );
+        let mut events = vec![req(&[ssl]), res(&[b"S".to_vec()])];
+        events.extend(vec![req(&[vec![22]]); 63]);
+        check(&events, "");
+        events.push(req(&[vec![22]]));
+        check(&events, "mute Encrypted");
         let cancel = [&[0, 0, 0, 16, 4, 210, 22, 46][..], &[1; 8]].concat();
         check(&[req(&[cancel]), Event::Close], "");
     }
