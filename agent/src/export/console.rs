@@ -372,7 +372,7 @@ fn outcome(span: &Span) -> String {
         .iter()
         .find_map(|key| attribute(span, key))
         .map(|text| clean(&text))
-        .or_else(|| rows(span))
+        .or_else(|| returned(span))
         .unwrap_or_default();
     match (is_error(span), text.is_empty()) {
         (true, true) => "✗".to_owned(),
@@ -382,7 +382,7 @@ fn outcome(span: &Span) -> String {
 }
 
 /// How many rows a query returned.
-fn rows(span: &Span) -> Option<String> {
+fn returned(span: &Span) -> Option<String> {
     let count = attribute(span, "db.response.returned_rows")?;
     let unit = if count == "1" { "row" } else { "rows" };
     Some(format!("{count} {unit}"))

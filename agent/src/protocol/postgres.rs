@@ -13,18 +13,21 @@
 //! no such boundary, so there a loss is final.
 //!
 //! `message` reads frames, `detect` recognises the protocol, `statements` has
-//! what is remembered, `operation` what an exchange says.
+//! what is remembered, `series` what is not answered, `operation` what an
+//! exchange says.
 
 mod detect;
 mod message;
 mod operation;
+mod series;
 mod statements;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use self::message::{Found, Frames, Rule, STARTUP, number, string};
+use self::message::{Found, STARTUP, number, requests, responses, string};
 use self::operation::{Failure, Pending, Reply};
+use self::series::{Group, GroupKind, Half};
 use self::statements::Statements;
 use super::database::Server;
 use super::reader::Reader;
@@ -43,10 +46,6 @@ pub const PROTOCOL: Protocol = Protocol {
 const MAX_GROUPS: usize = 1024;
 /// Transfers of an encrypted connection before it is muted.
 const MAX_SEALED: u32 = 64;
-/// Bytes kept of a message that has names.
-const NAMES: usize = 512;
-/// The last bytes of an answer: `ReadyForQuery` and two before it.
-const TAIL: usize = 8;
 
 fn parser(connection: &Connection) -> Box<dyn Parser> {
     Box::new(Postgres::new(connection))
@@ -76,71 +75,6 @@ struct Postgres {
     sealed: Option<u32>,
     /// Whether the rest of the connection is of no interest.
     muted: bool,
-}
-
-/// One direction.
-#[derive(Debug, Default)]
-struct Half {
-    frames: Frames,
-    /// Bytes before the current ones.
-    offset: u64,
-    /// Where the message under way began.
-    begun: u64,
-    /// The last bytes, while nobody knows what they belong to.
-    tail: VecDeque<u8>,
-}
-
-/// Messages up to a `Sync`, or one that is answered as if it were.
-#[derive(Debug, Default)]
-struct Group {
-    kind: GroupKind,
-    pending: VecDeque<Pending>,
-    /// Its last message was sent.
-    complete: bool,
-    /// The server skips what is left of it.
-    failed: bool,
-    /// Some of its messages were not seen.
-    uncertain: bool,
-    /// What follows was sent on behalf of another than what came before.
-    divided: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum GroupKind {
-    /// Start-up and authentication.
-    Startup,
-    /// A query, or a function call.
-    Simple,
-    #[default]
-    Extended,
-}
-
-/// Messages that clients send.
-fn requests(kind: u8) -> Option<Rule> {
-    Some(match kind {
-        STARTUP => Rule::startup(),
-        b'Q' => Rule::any(sql::MAX_STATEMENT + 1),
-        b'P' => Rule::any(sql::MAX_STATEMENT + NAMES),
-        b'B' | b'D' | b'C' | b'E' => Rule::any(NAMES),
-        b'S' | b'H' | b'X' | b'c' => Rule::fixed(0),
-        // Passwords and what is to be stored: nothing is kept.
-        b'p' | b'd' | b'f' | b'F' => Rule::any(0),
-        _ => return None,
-    })
-}
-
-/// Messages that servers send.
-fn responses(kind: u8) -> Option<Rule> {
-    Some(match kind {
-        b'Z' => Rule::fixed(1),
-        b'1' | b'2' | b'3' | b'n' | b's' | b'I' | b'c' => Rule::fixed(0),
-        b'C' => Rule::any(64),
-        b'E' => Rule::any(1024),
-        b'S' => Rule::any(128),
-        b'N' | b'A' | b'D' | b'T' | b't' | b'G' | b'H' | b'W' | b'd' | b'R' | b'K' | b'V'
-        | b'v' => Rule::any(0),
-        _ => return None,
-    })
 }
 
 impl Parser for Postgres {
@@ -824,35 +758,6 @@ fn abandon(pending: Pending, reason: Defect, steps: &mut Vec<Step>) {
             exchange: pending.number,
             reason,
         });
-    }
-}
-
-impl Group {
-    /// The exchange that the server is at: the first that is not answered.
-    fn current(&mut self) -> Option<&mut Pending> {
-        let last = self.pending.len().checked_sub(1)?;
-        let index = self
-            .pending
-            .iter()
-            .position(|pending| pending.failure.is_none() && !pending.is_answered())
-            .unwrap_or(last);
-        self.pending.get_mut(index)
-    }
-}
-
-impl Half {
-    /// Keeps the last bytes.
-    fn note(&mut self, bytes: &[u8]) {
-        let from = bytes.len().saturating_sub(TAIL);
-        self.tail.extend(bytes.get(from..).unwrap_or_default());
-        while self.tail.len() > TAIL {
-            self.tail.pop_front();
-        }
-    }
-
-    fn resume(&mut self) {
-        self.frames.resume();
-        self.tail.clear();
     }
 }
 

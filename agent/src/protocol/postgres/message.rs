@@ -6,11 +6,14 @@
 //! mean; `postgres` does.
 
 use crate::protocol::reader::Reader;
+use crate::protocol::sql;
 
 /// Longest body that PostgreSQL itself accepts, bytes (`MaxAllocSize`).
 const MAX_LENGTH: u32 = 0x3fff_ffff;
 /// Longest start-up message (`MAX_STARTUP_PACKET_LENGTH`).
 const MAX_STARTUP: u32 = 10_000;
+/// Bytes kept of a message that has names.
+const NAMES: usize = 512;
 /// Type of a message that has none: start-up and what precedes it.
 pub(super) const STARTUP: u8 = 0;
 
@@ -50,6 +53,34 @@ impl Rule {
 
 /// Says what a type of message may be; none for a type that there is not.
 pub(super) type Rules = fn(u8) -> Option<Rule>;
+
+/// Messages that clients send.
+pub(super) fn requests(kind: u8) -> Option<Rule> {
+    Some(match kind {
+        STARTUP => Rule::startup(),
+        b'Q' => Rule::any(sql::MAX_STATEMENT + 1),
+        b'P' => Rule::any(sql::MAX_STATEMENT + NAMES),
+        b'B' | b'D' | b'C' | b'E' => Rule::any(NAMES),
+        b'S' | b'H' | b'X' | b'c' => Rule::fixed(0),
+        // Passwords and what is to be stored: nothing is kept.
+        b'p' | b'd' | b'f' | b'F' => Rule::any(0),
+        _ => return None,
+    })
+}
+
+/// Messages that servers send.
+pub(super) fn responses(kind: u8) -> Option<Rule> {
+    Some(match kind {
+        b'Z' => Rule::fixed(1),
+        b'1' | b'2' | b'3' | b'n' | b's' | b'I' | b'c' => Rule::fixed(0),
+        b'C' => Rule::any(64),
+        b'E' => Rule::any(1024),
+        b'S' => Rule::any(128),
+        b'N' | b'A' | b'D' | b'T' | b't' | b'G' | b'H' | b'W' | b'd' | b'R' | b'K' | b'V'
+        | b'v' => Rule::any(0),
+        _ => return None,
+    })
+}
 
 /// Reads the frames of one direction.
 #[derive(Debug, Default)]
