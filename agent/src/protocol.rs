@@ -17,7 +17,7 @@ pub mod sql;
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use crate::attribute::Attributes;
+use crate::attribute::{Attributes, Key, Value};
 use crate::propagation::TraceContext;
 
 /// Who of the two ends of a connection a traced process is.
@@ -87,6 +87,18 @@ pub struct Exchange {
     pub route_key: Option<&'static str>,
     /// Span status.
     pub status: Status,
+}
+
+impl Exchange {
+    /// What was asked of a database; the same many times for one request is
+    /// conspicuous.
+    pub fn statement(&self) -> Option<&str> {
+        let is_text = |(key, _): &&(Key, Value)| key == "db.query.text";
+        match self.attributes.iter().find(is_text) {
+            Some((_, Value::Str(text))) => Some(text),
+            _ => None,
+        }
+    }
 }
 
 /// What a parser found in the bytes it was just given.
