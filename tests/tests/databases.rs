@@ -189,7 +189,7 @@ fn tells_what_asynchronous_drivers_did() {
     let scene = Scene::start(Service::uvicorn("databases_app"));
     let agent = scene.attach();
     scene.get("/details");
-    let spans = spans_under(&agent, "/details", 5);
+    let spans = spans_under(&agent, "/details", 8);
     let server = only(&spans, Kind::Server, "/details");
     assert_eq!(
         names(&spans, server),
@@ -200,6 +200,7 @@ fn tells_what_asynchronous_drivers_did() {
             "BEGIN",
             "select items",
             "COMMIT",
+            "SELECT",
             "PIPELINE",
         ]
     );
@@ -255,7 +256,7 @@ fn tells_what_drivers_of_threads_did() {
     let scene = Scene::start(Service::gunicorn("databases_flask"));
     let agent = scene.attach();
     scene.get("/details");
-    let spans = spans_under(&agent, "/details", 9);
+    let spans = spans_under(&agent, "/details", 10);
     let server = only(&spans, Kind::Server, "/details");
     assert_eq!(
         names(&spans, server),

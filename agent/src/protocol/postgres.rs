@@ -287,11 +287,11 @@ impl Postgres {
     fn request_begins(&mut self, kind: u8, steps: &mut Vec<Step>) {
         match kind {
             b'Q' | b'F' => {
-                self.group(GroupKind::Simple);
+                self.group(GroupKind::Simple, steps);
                 self.begin(None, steps);
             }
             b'P' | b'B' | b'E' => {
-                self.group(GroupKind::Extended);
+                self.group(GroupKind::Extended, steps);
                 let begins = self.newest().is_none_or(|last| {
                     // What was prepared before, in a round trip of its own,
                     // is not this execution.
@@ -302,7 +302,7 @@ impl Postgres {
                     self.begin(None, steps);
                 }
             }
-            b'S' | b'D' | b'C' | b'H' => self.group(GroupKind::Extended),
+            b'S' | b'D' | b'C' => self.group(GroupKind::Extended, steps),
             _ => {}
         }
     }
@@ -408,13 +408,14 @@ impl Postgres {
         self.groups.back_mut()?.pending.back_mut()
     }
 
-    /// Makes sure that the newest group is open and of this kind.
-    fn group(&mut self, kind: GroupKind) {
-        let open = self
-            .groups
-            .back()
-            .is_some_and(|group| !group.complete && group.kind == kind);
-        if open && kind == GroupKind::Extended {
+    /// Makes sure that the newest group is open and of this kind. A query ends
+    /// what was sent before it without a `Sync`.
+    fn group(&mut self, kind: GroupKind, steps: &mut Vec<Step>) {
+        if let Some(open) = self.groups.back_mut().filter(|group| !group.complete) {
+            if kind == GroupKind::Simple {
+                open.kind = kind;
+                self.drop_prepared(steps);
+            }
             return;
         }
         self.pipelined |= self
@@ -963,6 +964,28 @@ mod tests {
         let expected = "begin 0; begin 1; end 0 insert a; end 1";
         let steps = run(&PROTOCOL, &events);
         assert!(brief(&steps).starts_with(expected), "{}", brief(&steps));
+    }
+
+    #[test]
+    fn a_query_ends_what_has_no_sync() {
+        let mut events = opened();
+        events.extend([
+            req(&[parse("s1", "select 1 from a"), message(b'H', b"")]),
+            res(&[message(b'1', b"")]),
+            req(&[query("BEGIN")]),
+            res(&[complete("BEGIN"), ready()]),
+            req(&[bind("s1"), execute(), message(b'H', b"")]),
+            res(&[message(b'2', b""), rows(1), complete("SELECT 1")]),
+            req(&[sync(), message(b'H', b"")]),
+            res(&[ready()]),
+            req(&[query("COMMIT")]),
+            res(&[complete("COMMIT"), ready()]),
+        ]);
+        check(
+            &events,
+            "begin 0; abandon 0 NoOperation; begin 1; end 1 BEGIN; \
+             begin 2; end 2 select a, rows 1; begin 3; end 3 COMMIT",
+        );
     }
 
     #[test]
