@@ -10,7 +10,7 @@
 mod findings;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::Hash;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use abi::record::{Owner, rule};
@@ -37,6 +37,12 @@ const MAX_REMEMBERED: usize = 16_384;
 /// Span ids that applications sent or received, remembered to notice a
 /// second use.
 const MAX_RECENT: usize = 4096;
+/// Different statements of a request that are counted.
+const MAX_STATEMENTS: usize = 64;
+/// A statement that one request issued so many times is flagged.
+const REPEATED: u32 = 5;
+/// How often a request issued its most frequent statement.
+const REPEATED_KEY: &str = "otel_ebpf.db.query.repeated";
 /// Connections of which something is known before their request begins.
 const MAX_EXPECTED: usize = 4096;
 /// W3C trace flag: sampled.
@@ -183,6 +189,8 @@ struct Open {
     identity: Identity,
     /// For a client exchange with a parent: the span that called the parent.
     caller: Option<[u8; 8]>,
+    /// The server exchange that it is under.
+    parent: Option<ExchangeId>,
     /// What the interpreter told of it.
     findings: Findings,
 }
@@ -253,6 +261,26 @@ struct Server {
     /// request does so in the context of the one before, so that neither can
     /// be told from the other.
     pipelined: bool,
+    /// How often it issued each statement, by a hash of its text.
+    statements: HashMap<u64, u32>,
+}
+
+impl Server {
+    /// Counts a statement that was issued on its behalf.
+    fn issued(&mut self, statement: &str) {
+        let mut hasher = DefaultHasher::new();
+        statement.hash(&mut hasher);
+        let key = hasher.finish();
+        if self.statements.len() < MAX_STATEMENTS || self.statements.contains_key(&key) {
+            *self.statements.entry(key).or_default() += 1;
+        }
+    }
+
+    /// How often it issued the same statement, if that is conspicuous.
+    fn repeated(&self) -> Option<u32> {
+        let most = self.statements.values().copied().max();
+        most.filter(|count| *count >= REPEATED)
+    }
 }
 
 /// Exchanges under way and the requests that may own them.
@@ -339,18 +367,23 @@ impl Assembler {
             }
             Progress::Insight(insight) => self.insight(insight),
             Progress::Closed { conn } => self.close(conn),
-            // No request of its protocol will come that we could tell.
-            Progress::Mute { conn } => _ = self.expected.remove(&conn),
+            // Nor is it of the next request, or will one come that we could
+            // tell.
+            Progress::Unclaimed { conn } | Progress::Mute { conn } => {
+                _ = self.expected.remove(&conn)
+            }
         }
     }
 
     fn begin(&mut self, id: ExchangeId, pid: u32, role: Role, at: u64, evidence: Evidence) {
         let mut caller = None;
+        let mut parent = None;
         let identity = match role {
             Role::Server => self.root(),
             Role::Client => match self.parent(evidence) {
-                Ok(server) => {
+                Ok((of, server)) => {
                     self.stats.parented.one();
+                    parent = Some(of);
                     caller = server.parent.map(|caller| caller.span_id);
                     Identity {
                         trace_id: server.trace_id,
@@ -385,6 +418,7 @@ impl Assembler {
                 known: false,
                 ended: false,
                 pipelined,
+                statements: HashMap::new(),
             });
             self.remembered.push_back(id);
             self.forget();
@@ -403,6 +437,7 @@ impl Assembler {
                 start: at,
                 identity,
                 caller,
+                parent,
                 findings,
             },
         );
@@ -456,9 +491,9 @@ impl Assembler {
 
     /// The identity of the server exchange that the evidence points to, or why
     /// there is none.
-    fn parent(&self, evidence: Evidence) -> Result<Identity, Refusal> {
+    fn parent(&self, evidence: Evidence) -> Result<(ExchangeId, Identity), Refusal> {
         self.owner(evidence)
-            .map(|(_, server)| server.identity.clone())
+            .map(|(id, server)| (id, server.identity.clone()))
     }
 
     /// The server exchange that the evidence points to, or why none.
@@ -609,12 +644,24 @@ impl Assembler {
             start,
             identity,
             caller: _,
+            parent: under,
             findings,
         }) = self.open.remove(&id)
         else {
             return;
         };
         self.server_ended(id);
+        if let Some(statement) = exchange.statement()
+            && let Some(server) = under.and_then(|under| self.server(under))
+        {
+            server.issued(statement);
+        }
+        if let Some(count) = self.server(id).and_then(|server| server.repeated()) {
+            let count = i64::from(count);
+            exchange
+                .attributes
+                .push((REPEATED_KEY.into(), count.into()));
+        }
         if role == Role::Client {
             // What was told while it was under way is not of the next one.
             self.expected.remove(&id.conn);
@@ -1304,6 +1351,37 @@ mod tests {
         bench.end(SERVER, 0, 7);
         assert!(bench.spans.is_empty());
         assert_eq!(bench.assembler.stats.not_sampled.value(), 2);
+    }
+
+    #[test]
+    fn a_statement_that_a_request_repeats_is_told_of_it() {
+        for (times, expected) in [(4, None), (5, Some(Value::Int(5)))] {
+            let mut bench = Bench::new();
+            bench.request(0, 0);
+            for number in 0..times + 4 {
+                bench.begin(CLIENT, number, Role::Client, 5, by(rule::CONTEXT, 0));
+                let text = match number {
+                    0..4 => format!("SELECT {number}"),
+                    _ => "SELECT * FROM items WHERE id = ?".to_owned(),
+                };
+                let result = Box::new(Exchange {
+                    scope: "otel-ebpf.postgresql".into(),
+                    route_key: None,
+                    name: "SELECT items".into(),
+                    attributes: vec![("db.query.text".into(), text.into())],
+                    status: Status::Unset,
+                });
+                let id = ExchangeId {
+                    conn: CLIENT,
+                    number,
+                };
+                bench.take(Progress::End { id, at: 6, result });
+            }
+            let served = bench.served(0);
+            let mut attributes = served.exchange.attributes.iter();
+            let found = attributes.find(|(key, _)| key == REPEATED_KEY);
+            assert_eq!(found.map(|(_, value)| value.clone()), expected);
+        }
     }
 
     #[test]

@@ -5,14 +5,19 @@
 //! puts the time and the evidence of the current bytes to each step.
 //! [`PROTOCOLS`] is the only place that lists the parsers.
 
+#[cfg(test)]
+mod conversation;
+mod database;
 pub mod http1;
+pub mod postgres;
 pub mod reader;
+pub mod redis;
 pub mod sql;
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use crate::attribute::Attributes;
+use crate::attribute::{Attributes, Key, Value};
 use crate::propagation::TraceContext;
 
 /// Who of the two ends of a connection a traced process is.
@@ -53,6 +58,8 @@ pub struct Connection {
     pub peer: Option<Endpoint>,
     /// Whether the bytes were carried inside TLS.
     pub tls: bool,
+    /// Whether bytes went before it was looked at.
+    pub old: bool,
 }
 
 /// Span status (specification, Trace API: Set Status).
@@ -80,6 +87,18 @@ pub struct Exchange {
     pub route_key: Option<&'static str>,
     /// Span status.
     pub status: Status,
+}
+
+impl Exchange {
+    /// What was asked of a database; the same many times for one request is
+    /// conspicuous.
+    pub fn statement(&self) -> Option<&str> {
+        let is_text = |(key, _): &&(Key, Value)| key == "db.query.text";
+        match self.attributes.iter().find(is_text) {
+            Some((_, Value::Str(text))) => Some(text),
+            _ => None,
+        }
+    }
 }
 
 /// What a parser found in the bytes it was just given.
@@ -130,14 +149,20 @@ pub enum Step {
 pub enum Defect {
     /// The bytes are of no known protocol.
     UnknownProtocol,
-    /// A request or status line, or a header, breaks the grammar.
+    /// A message breaks the grammar.
     Malformed,
-    /// A head is longer than [`http1::MAX_HEAD`], or has too many headers.
+    /// A head is longer than its parser keeps, or has too many headers.
     HeadTooLong,
     /// Bytes are missing where the grammar needs them.
     Gap,
     /// The connection was upgraded to another protocol.
     Upgraded,
+    /// What follows is encrypted.
+    Encrypted,
+    /// What is received from now on is no answer to a request.
+    Subscribed,
+    /// The exchange was no operation: a statement was prepared, and no more.
+    NoOperation,
     /// A response came without a request (attached in between).
     Orphan,
     /// More requests are in flight on one connection than
@@ -157,6 +182,11 @@ pub trait Parser: Send {
     /// seen; `tail` holds the last of them where the kernel kept them (empty
     /// or up to 8 bytes).
     fn skip(&mut self, side: Side, count: u64, tail: &[u8], steps: &mut Vec<Step>);
+
+    /// Takes note that the next request bytes were sent on behalf of another
+    /// than those before: what they begin is not part of an exchange that
+    /// those began.
+    fn divide(&mut self) {}
 
     /// Whether it is certain what the next byte of that side belongs to.
     fn follows(&self, side: Side) -> bool;
@@ -180,6 +210,9 @@ pub enum Verdict {
 pub struct Protocol {
     /// Name, as in fixtures and counters.
     pub name: &'static str,
+    /// Whether only what a process sends is of interest: one that answers
+    /// requests of this protocol is a server of another kind.
+    pub client_only: bool,
     /// Judges the first bytes that either end sent after a quiet moment.
     pub detect: fn(&[u8]) -> Verdict,
     /// Makes a parser for a connection.
@@ -187,4 +220,4 @@ pub struct Protocol {
 }
 
 /// Every protocol we know.
-pub const PROTOCOLS: &[Protocol] = &[http1::PROTOCOL];
+pub const PROTOCOLS: &[Protocol] = &[http1::PROTOCOL, postgres::PROTOCOL, redis::PROTOCOL];

@@ -54,6 +54,12 @@ counters! {
         unknown_protocol => "stream.muted.unknown_protocol",
         /// Connections muted: upgraded to another protocol.
         upgraded => "stream.muted.upgraded",
+        /// Connections muted: encrypted.
+        encrypted => "stream.muted.encrypted",
+        /// Connections muted: what they receive is no answer to a request.
+        subscribed => "stream.muted.subscribed",
+        /// Exchanges left out: a statement was prepared, and no more.
+        no_operation => "stream.abandoned.no_operation",
         /// Exchanges abandoned: the grammar was broken.
         malformed => "stream.abandoned.malformed",
         /// Exchanges abandoned: the head was too long.
@@ -72,6 +78,9 @@ impl StreamStats {
         match defect {
             Defect::UnknownProtocol => &self.unknown_protocol,
             Defect::Upgraded => &self.upgraded,
+            Defect::Encrypted => &self.encrypted,
+            Defect::Subscribed => &self.subscribed,
+            Defect::NoOperation => &self.no_operation,
             Defect::Malformed => &self.malformed,
             Defect::HeadTooLong => &self.head_too_long,
             Defect::Gap => &self.gap,
@@ -150,6 +159,12 @@ pub enum Progress {
         /// Whether the exchange's head ended in these bytes.
         completes_head: bool,
     },
+    /// A client's transfer began no exchange, nor did it continue one: what
+    /// was told of its sender is of no exchange, either.
+    Unclaimed {
+        /// The connection.
+        conn: u64,
+    },
     /// The interpreter told something of an exchange.
     Insight(Insight),
     /// A connection is gone.
@@ -211,6 +226,10 @@ struct Stream {
     /// The exchange whose request is being read: begun and not ended, and
     /// known to be the one that the next bytes continue.
     current: Option<u64>,
+    /// Bytes went before it was looked at.
+    old: bool,
+    /// On whose behalf a client sent last.
+    sent: Option<Evidence>,
     /// The last transfer of a server connection.
     read: Option<Read>,
 }
@@ -272,6 +291,8 @@ impl Streams {
                 base: [0; 2],
                 tls: [false; 2],
                 current: None,
+                old: opening.old,
+                sent: None,
                 read: None,
             },
         );
@@ -401,19 +422,28 @@ impl Stream {
         if joined {
             first.extend_from_slice(bytes);
         }
-        let (protocol, verdict) = judge(if joined { &first } else { bytes });
+        let received = data.direction == direction::RECEIVED;
+        let role_of = |side| match (received, side) {
+            (true, Side::Request) | (false, Side::Response) => Role::Server,
+            (false, Side::Request) | (true, Side::Response) => Role::Client,
+        };
+        let known = self.role;
+        // What an answer holds may look like a request.
+        let possible = |protocol: &Protocol| {
+            let sends = role_of(Side::Request) == Role::Client && known != Some(Role::Server);
+            sends || !protocol.client_only
+        };
+        let (protocol, verdict) = judge(if joined { &first } else { bytes }, possible);
         match verdict {
             Verdict::Yes(side) => {
-                let role = match (data.direction == direction::RECEIVED, side) {
-                    (true, Side::Request) | (false, Side::Response) => Role::Server,
-                    (false, Side::Request) | (true, Side::Response) => Role::Client,
-                };
+                let role = role_of(side);
                 self.role = Some(role);
                 let connection = Connection {
                     role,
                     local: self.local.clone(),
                     peer: self.peer.clone(),
                     tls: self.tls != [false; 2],
+                    old: self.old,
                 };
                 let held = std::mem::take(held);
                 self.state = State::Known((protocol.parser)(&connection));
@@ -488,9 +518,22 @@ impl Stream {
         // looks like another request need not be a part of it.
         if request
             && !parser.follows(side)
-            && (missing > 0 || judge(bytes).1 == Verdict::Yes(Side::Request))
+            && (missing > 0 || judge(bytes, |_| true).1 == Verdict::Yes(Side::Request))
         {
             self.current = None;
+        }
+        let evidence = Evidence {
+            owner: data.owner,
+            rule: data.rule,
+        };
+        let sends = request && role == Role::Client;
+        if sends
+            && self
+                .sent
+                .replace(evidence)
+                .is_some_and(|before| before != evidence)
+        {
+            parser.divide();
         }
         let end = data.offset.saturating_add(u64::from(data.len));
         self.next[way] = end;
@@ -508,10 +551,6 @@ impl Stream {
         } else {
             data.started
         };
-        let evidence = Evidence {
-            owner: data.owner,
-            rule: data.rule,
-        };
         let mut touched = Touched::new(self.current);
         for step in steps.iter() {
             touched.step(step, data.offset.saturating_sub(self.base[way]));
@@ -526,6 +565,10 @@ impl Stream {
             (Side::Response, _) | (Side::Request, 0) => data.at,
             (Side::Request, response) => response,
         };
+        let begins = |step: &Step| matches!(step, Step::Begin { .. });
+        if sends && self.current.is_none() && !steps.iter().any(begins) {
+            out.push(Progress::Unclaimed { conn: data.conn });
+        }
         self.deliver(data.conn, steps, stats, begin, ended, evidence, out);
         if request && role == Role::Server {
             let read = self.join(data, missing > 0, &touched);
@@ -684,10 +727,10 @@ impl Touched {
     }
 }
 
-/// Asks every protocol.
-fn judge(first: &[u8]) -> (&'static Protocol, Verdict) {
+/// Asks every protocol that is possible.
+fn judge(first: &[u8], possible: impl Fn(&Protocol) -> bool) -> (&'static Protocol, Verdict) {
     let mut unsure = None;
-    for protocol in PROTOCOLS {
+    for protocol in PROTOCOLS.iter().filter(|protocol| possible(protocol)) {
         match (protocol.detect)(first) {
             Verdict::Yes(side) => return (protocol, Verdict::Yes(side)),
             Verdict::Unsure => unsure = Some(protocol),
@@ -898,6 +941,7 @@ mod tests {
             }
             Progress::Closed { conn } => format!("closed {conn}"),
             Progress::Mute { conn } => format!("mute {conn}"),
+            Progress::Unclaimed { conn } => format!("unclaimed {conn}"),
             Progress::Insight(insight) => format!("{insight:?}"),
         }
     }
@@ -1246,6 +1290,74 @@ mod tests {
             "Server 0 at 10; head 0; 0..40 of 0, head; end 0 at 20 with 101; mute 1",
         );
         assert_eq!(wire.streams.stats.upgraded.value(), 1);
+    }
+
+    /// A start-up message of PostgreSQL, and a command of Redis.
+    const STARTUP: &str = "\0\0\0\x11\0\x03\0\0user\0me\0\0";
+    const COMMAND: &str = "*2\r\n$3\r\nGET\r\n$1\r\na\r\n";
+
+    #[test]
+    fn what_a_database_server_receives_is_not_traced() {
+        for text in [STARTUP, COMMAND] {
+            let wire = check(
+                server(),
+                |wire| {
+                    wire.received(text);
+                    wire.sent("$1\r\na\r\n");
+                    wire.received(text);
+                },
+                "mute 1",
+            );
+            assert_eq!(wire.streams.stats.unknown_protocol.value(), 1);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_looks_like_a_request_is_none() {
+        let mut wire = Wire::default();
+        wire.open(1, 1, Some(Role::Client), true);
+        check(
+            wire,
+            |wire| {
+                wire.received("*2\r\n$3\r\nfoo\r\n$3\r\nbar\r\n");
+                wire.sent(COMMAND);
+                wire.received("$1\r\na\r\n");
+            },
+            "Client 0 at 17; end 0 at 30 with -",
+        );
+    }
+
+    #[test]
+    fn what_was_told_of_a_sender_without_an_exchange_is_of_none() {
+        let mut wire = Wire::default();
+        wire.open(1, 1, Some(Role::Client), false);
+        check(
+            wire,
+            |wire| {
+                wire.sent(STARTUP);
+                wire.received("R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I");
+                wire.sent("Q\0\0\0\x0dselect 1\0");
+                wire.received("C\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I");
+            },
+            "unclaimed 1; Client 0 at 27; end 0 at 40 with -",
+        );
+    }
+
+    #[test]
+    fn what_is_sent_for_another_is_another_exchange() {
+        let mut wire = Wire::default();
+        wire.open(1, 1, Some(Role::Client), false);
+        for owner in [5, 5, 6] {
+            let mut data = wire.record(1, SENT, COMMAND.len());
+            data.owner.conn = owner;
+            data.rule = record::rule::CONTEXT;
+            wire.streams.data(&data, COMMAND.as_bytes(), &mut wire.out);
+        }
+        check(
+            wire,
+            |wire| wire.received("$-1\r\n$-1\r\n$-1\r\n"),
+            "Client 0 at 7; Client 1 at 27; end 0 at 40 with -; end 1 at 40 with -",
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod agent;
 pub mod app;
 pub mod attribution;
 pub mod client;
+pub mod databases;
 pub mod frameworks;
 pub mod load;
 pub mod memory;

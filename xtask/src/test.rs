@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::python::{Venv, apps, interpreters};
 use crate::service::ensure_privileges;
-use crate::toolchain::{Toolchain, agent, ensure_programs, is_root};
+use crate::toolchain::{Toolchain, agent, apt_install, ensure_programs, is_root};
 use crate::{attribution, parity, roots, say};
 
 /// Minor versions of CPython 3 whose memory the tests read, each from pyenv.
@@ -38,6 +38,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ensure_programs(&[("python3", "python3")], "read the memory of one")?;
     let missing = missing_pythons();
     let missing_roots = stages.time("interpreters", || Ok(roots::ensure()))?;
+    stages.time("database servers", database_servers)?;
     let tools = Venv::ensure("tools", "requirements-tools.txt")?;
     let (python, pythons) = stages.time("python", environments)?;
     let (frameworks, parity, servers) = stages.time("frameworks", || {
@@ -45,6 +46,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let servers = Venv::ensure("servers", "requirements-servers.txt")?;
         let (name, requirements) = parity::REQUIREMENTS;
         anyhow::Ok((frameworks, Venv::ensure(name, requirements)?, servers))
+    })?;
+    let databases = stages.time("database clients", || {
+        Venv::ensure("databases", "requirements-databases.txt")
     })?;
     let agent = stages.time("release agent", agent)?;
 
@@ -79,6 +83,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .env("OTEL_EBPF_FRAMEWORKS_PYTHON", frameworks.python())
         .env("OTEL_EBPF_PARITY_PYTHON", parity.python())
         .env("OTEL_EBPF_SERVERS_PYTHON", servers.python())
+        .env("OTEL_EBPF_DATABASES_PYTHON", databases.python())
         .env("OTEL_EBPF_UVLOOP_PYTHON", &python)
         .env("OTEL_EBPF_ROOTS", roots::directory())
         .env("OTEL_EBPF_ATTRIBUTION", attribution::directory())
@@ -122,6 +127,21 @@ pub(crate) fn as_root(command: &mut Command) {
         command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
         command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
     }
+}
+
+/// Debian's database servers, which the tests start by themselves.
+fn database_servers() -> Result<()> {
+    let why = "trace their clients";
+    let versions = fs::read_dir("/usr/lib/postgresql");
+    let found = versions.is_ok_and(|mut versions| {
+        versions.any(|version| {
+            version.is_ok_and(|version| version.path().join("bin/postgres").exists())
+        })
+    });
+    if !found {
+        apt_install(&["postgresql"], why)?;
+    }
+    ensure_programs(&[("redis-server", "redis-server")], why)
 }
 
 /// The interpreter of most live tests, and `MINOR=PATH` of all, `:` between.

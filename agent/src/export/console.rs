@@ -350,6 +350,11 @@ fn label(span: &Span, depth: usize) -> Label {
         // A name that ends with it has said it.
         .filter(|detail| !name.ends_with(detail.as_str()))
         .unwrap_or_default();
+    // Which database it was stands before what it was asked.
+    let detail = match attribute(span, "db.system.name") {
+        Some(system) => format!("{}: {detail}", clean(&system)),
+        None => detail,
+    };
     Label {
         marker: match (span.role, span.parent.is_some() && depth == 0) {
             (Role::Server, false) => "← ",
@@ -367,12 +372,20 @@ fn outcome(span: &Span) -> String {
         .iter()
         .find_map(|key| attribute(span, key))
         .map(|text| clean(&text))
+        .or_else(|| returned(span))
         .unwrap_or_default();
     match (is_error(span), text.is_empty()) {
         (true, true) => "✗".to_owned(),
         (true, false) => format!("✗ {text}"),
         (false, _) => text,
     }
+}
+
+/// How many rows a query returned.
+fn returned(span: &Span) -> Option<String> {
+    let count = attribute(span, "db.response.returned_rows")?;
+    let unit = if count == "1" { "row" } else { "rows" };
+    Some(format!("{count} {unit}"))
 }
 
 fn attribute(span: &Span, key: &str) -> Option<String> {
@@ -803,6 +816,26 @@ mod tests {
                 "",
             ],
         );
+    }
+
+    #[test]
+    fn a_query_is_told_by_its_system_text_and_rows() {
+        let query = |rows: i64| {
+            with(
+                span("shop", 4, 1, Role::Client, "SELECT orders", (0, 1)),
+                vec![
+                    ("db.system.name".into(), "postgresql".into()),
+                    ("db.query.text".into(), "SELECT *\nFROM orders".into()),
+                    ("db.response.returned_rows".into(), rows.into()),
+                ],
+            )
+        };
+        let detail = label(&query(2), 1).detail;
+        assert!(detail.starts_with("postgresql: SELECT *"), "{detail}");
+        assert!(!detail.contains('\n'), "{detail}");
+        assert_eq!(outcome(&query(2)), "2 rows");
+        assert_eq!(outcome(&query(1)), "1 row");
+        assert_eq!(outcome(&failed(query(0), "")), "✗ 0 rows");
     }
 
     #[test]

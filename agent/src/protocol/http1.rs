@@ -31,6 +31,7 @@ pub const MAX_HEAD: usize = 64 * 1024;
 /// HTTP/1.
 pub const PROTOCOL: Protocol = Protocol {
     name: "http1",
+    client_only: false,
     detect,
     parser,
 };
@@ -819,6 +820,7 @@ mod tests {
             local,
             peer,
             tls: false,
+            old: false,
         }
     }
 

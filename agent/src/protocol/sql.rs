@@ -122,7 +122,8 @@ struct Text {
 impl Text {
     fn push(&mut self, bytes: &[u8]) {
         let room = MAX_TEXT.saturating_sub(self.bytes.len());
-        self.bytes.extend(bytes.iter().take(room));
+        self.bytes
+            .extend_from_slice(bytes.get(..room).unwrap_or(bytes));
     }
 
     /// The text without what no attribute may hold, and without space around.

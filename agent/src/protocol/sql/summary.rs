@@ -36,6 +36,9 @@ enum Verb {
     Quiet,
 }
 
+/// The first of [`VERBS`] that may stand within a statement.
+const ANYWHERE: usize = 6;
+
 /// Operations by word. What is not here is no SQL that is known.
 const VERBS: &[(&str, Verb)] = &[
     ("SELECT", Verb::Query),
@@ -347,8 +350,12 @@ impl Summary {
 
     /// The operation that a word stands for at this place.
     fn verb(&self, token: &Token<'_>) -> Option<Verb> {
-        let (_, verb) = VERBS.iter().find(|(word, _)| token.is(word))?;
         let first = self.expect == Expect::Verb;
+        let possible = match first {
+            true => VERBS,
+            false => VERBS.get(..ANYWHERE)?,
+        };
+        let (_, verb) = possible.iter().find(|(word, _)| token.is(word))?;
         let anywhere = match verb {
             Verb::Query => true,
             // `FOR UPDATE`, `ON DELETE`, `replace(..)` are none.

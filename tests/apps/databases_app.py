@@ -1,0 +1,117 @@
+"""Requests that query PostgreSQL and Redis from an event loop (ASGI: `uvicorn
+databases_app:app`).
+
+Each request makes `n` queries, each of which carries the request's id and a
+number of its own where spans show them: as the name of a column, or of a
+script that there is not.
+"""
+
+import os
+from contextlib import asynccontextmanager
+
+import asyncpg
+import psycopg
+import psycopg_pool
+import redis.asyncio
+from fastapi import FastAPI
+from redis.exceptions import ResponseError
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+HOST, PORT = os.environ["APP_POSTGRES"].rsplit(":", 1)
+REDIS_HOST, REDIS_PORT = os.environ["APP_REDIS"].rsplit(":", 1)
+POOL = 16
+pools = {}
+
+
+@asynccontextmanager
+async def lifespan(app):
+    where = dict(host=HOST, port=int(PORT), user="me", database="shop")
+    pools["asyncpg"] = await asyncpg.create_pool(**where, ssl=False, min_size=4, max_size=POOL)
+    conninfo = f"host={HOST} port={PORT} user=me dbname=shop"
+    pools["psycopg"] = psycopg_pool.AsyncConnectionPool(conninfo, min_size=4, max_size=POOL, open=False, timeout=60)
+    await pools["psycopg"].open(wait=True)
+    pools["sqlalchemy"] = create_async_engine(
+        f"postgresql+asyncpg://me@{HOST}:{PORT}/shop", pool_size=POOL, max_overflow=0, pool_timeout=60
+    )
+    pools["redis"] = redis.asyncio.Redis(host=REDIS_HOST, port=int(REDIS_PORT), decode_responses=True)
+    yield
+    await pools["redis"].aclose()
+    await pools["sqlalchemy"].dispose()
+    await pools["psycopg"].close()
+    await pools["asyncpg"].close()
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+def columns(id, n):
+    return [f'"{id}_{call}"' for call in range(n)]
+
+
+@app.get("/")
+async def root():
+    return {}
+
+
+@app.get("/asyncpg")
+async def over_asyncpg(id: str, n: int = 1):
+    for column in columns(id, n):
+        async with pools["asyncpg"].acquire() as connection:
+            await connection.fetch(f"select $1::text as {column}", "secret")
+    return {}
+
+
+@app.get("/psycopg")
+async def over_psycopg(id: str, n: int = 1):
+    for column in columns(id, n):
+        async with pools["psycopg"].connection() as connection:
+            await (await connection.execute(f"select %s as {column}", ("secret",))).fetchall()
+    return {}
+
+
+@app.get("/pipeline")
+async def over_psycopg_pipeline(id: str, n: int = 1):
+    async with pools["psycopg"].connection() as connection, connection.pipeline():
+        cursors = [await connection.execute(f"select %s as {column}", ("secret",)) for column in columns(id, n)]
+        for cursor in cursors:
+            await cursor.fetchall()
+    return {}
+
+
+@app.get("/sqlalchemy")
+async def over_sqlalchemy(id: str, n: int = 1):
+    async with pools["sqlalchemy"].connect() as connection:
+        for column in columns(id, n):
+            (await connection.execute(text(f"select :value as {column}"), {"value": "secret"})).all()
+    return {}
+
+
+@app.get("/redis")
+async def over_redis(id: str, n: int = 1):
+    for call in range(n):
+        try:
+            await pools["redis"].evalsha(f"{id}_{call}".replace("-", "_"), 1, "secret")
+        except ResponseError as error:
+            assert "NOSCRIPT" in str(error) or "No matching script" in str(error), error
+    return {}
+
+
+@app.get("/details")
+async def details():
+    """One of each, over connections of their own."""
+    connection = await asyncpg.connect(host=HOST, port=int(PORT), user="me", database="shop", ssl=False)
+    await connection.fetch("select * from items where id > $1", 0)
+    await connection.executemany("insert into items values ($1, $2)", [(n, "secret") for n in range(10, 13)])
+    try:
+        await connection.fetch("select * from nosuch")
+    except asyncpg.UndefinedTableError:
+        pass
+    await connection.close()
+    async with await psycopg.AsyncConnection.connect(f"host={HOST} port={PORT} user=me dbname=shop") as other:
+        await (await other.execute("select name from items where id = %s", (1,))).fetchall()
+    client = redis.asyncio.Redis(host=REDIS_HOST, port=int(REDIS_PORT), db=2)
+    async with client.pipeline(transaction=False) as pipeline:
+        await pipeline.set("a", "secret").get("a").execute()
+    await client.aclose()
+    return {}

@@ -1,0 +1,291 @@
+//! Live tests of database spans: real drivers against real servers.
+//!
+//! Needs root, BPF, Debian's PostgreSQL and Redis, and the Python environments
+//! of `cargo xtask test`.
+
+#![expect(clippy::print_stderr, reason = "the counts are what the test is for")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use otel_ebpf_tests::agent::{Agent, AgentOptions};
+use otel_ebpf_tests::app::{App, Service};
+use otel_ebpf_tests::databases::Database;
+use otel_ebpf_tests::load::{Load, calls_of, parameter};
+use otel_ebpf_tests::process::{PATIENCE, path_from, wait_for};
+use otel_ebpf_tests::trace::{Kind, Span, brief, children, only};
+use serde_json::json;
+
+/// Requests of each load, 64 at a time.
+const REQUESTS: usize = 200;
+/// A ring in which nothing is lost while two cores do the work of three.
+const RING: [&str; 2] = ["--ring-size", "64"];
+
+/// Both servers, and a service that uses them.
+struct Scene {
+    postgres: Database,
+    redis: Database,
+    app: App,
+}
+
+impl Scene {
+    fn start(service: Service) -> Self {
+        let postgres = Database::postgres().expect("PostgreSQL");
+        let redis = Database::redis().expect("Redis");
+        let app = service
+            .python(python())
+            .env("APP_POSTGRES", postgres.address.to_string())
+            .env("APP_REDIS", redis.address.to_string())
+            .start()
+            .expect("the service");
+        Self {
+            postgres,
+            redis,
+            app,
+        }
+    }
+
+    fn attach(&self) -> Agent {
+        AgentOptions::new(&[self.app.server_pid()])
+            .arguments(&RING)
+            .start()
+            .expect("the agent")
+    }
+
+    fn get(&self, path: &str) {
+        let answer = self.app.connect().and_then(|mut client| client.get(path));
+        let answer = answer.expect("an answer");
+        assert_eq!(answer.status, 200, "{}", self.app.group.log());
+    }
+}
+
+fn python() -> PathBuf {
+    path_from(
+        "OTEL_EBPF_DATABASES_PYTHON",
+        "../target/python/databases/bin/python",
+    )
+    .expect("the environment of the database clients")
+}
+
+/// The spans, once so many of them are the children of the server span.
+fn spans_under(agent: &Agent, path: &str, count: usize) -> Vec<Span> {
+    let found = wait_for(&format!("{count} queries of {path}"), PATIENCE, || {
+        let spans = agent.spans()?;
+        let server = spans
+            .iter()
+            .find(|span| span.kind == Kind::Server && span.text("url.path") == path);
+        let complete = server.is_some_and(|server| children(&spans, server).len() >= count);
+        Ok(complete.then_some(spans))
+    });
+    found.unwrap_or_else(|error| panic!("{error:#}: {}", brief(&agent.spans().unwrap_or_default())))
+}
+
+/// The id that a query was marked with, and its number.
+fn mark(span: &Span) -> Option<(String, usize)> {
+    let text = span.text("db.query.text");
+    let mark = match span.text("db.stored_procedure.name") {
+        "" => text
+            .split('"')
+            .find(|part| part.starts_with("load"))?
+            .to_owned(),
+        name => name.replacen('_', "-", 1),
+    };
+    let (id, call) = mark.rsplit_once('_')?;
+    Some((id.to_owned(), call.parse().ok()?))
+}
+
+/// Puts a service under one load per path, all of them marked, and asserts
+/// that every query is under its own request and that no value shows.
+fn check_loads(service: Service, paths: &[&str]) {
+    let scene = Scene::start(service);
+    let agent = scene.attach();
+    let mut expected = BTreeMap::new();
+    for (index, path) in paths.iter().enumerate() {
+        let load = Load::new(&scene.app.address, path, &format!("load{index}"), REQUESTS);
+        let sent = load.run();
+        assert!(sent.failures.is_empty(), "{path}: {:#?}", sent.failures);
+        let queries: usize = (0..REQUESTS)
+            .map(|number| calls_of(&format!("load{index}-{number}")))
+            .sum();
+        expected.insert(*path, queries);
+    }
+    let wanted: usize = expected.values().sum();
+    let all = wait_for("every query", PATIENCE, || {
+        let spans = agent.spans()?;
+        let marked = spans.iter().filter(|span| mark(span).is_some()).count();
+        Ok((marked >= wanted).then_some(()))
+    });
+    let ended = agent.stop().expect("the agent ends");
+    let by_id: BTreeMap<&str, &Span> = ended
+        .spans
+        .iter()
+        .map(|span| (span.span_id.as_str(), span))
+        .collect();
+    let mut seen = BTreeSet::new();
+    let mut placed = BTreeMap::<&str, usize>::new();
+    for span in ended.spans.iter().filter(|span| span.kind == Kind::Client) {
+        assert!(
+            !format!("{:?}", span.attributes).contains("secret"),
+            "{span:#?}"
+        );
+        let Some((id, call)) = mark(span) else {
+            continue;
+        };
+        assert!(seen.insert((id.clone(), call)), "{id} {call} twice");
+        let parent = span.parent.as_deref().and_then(|parent| by_id.get(parent));
+        let parent = parent.unwrap_or_else(|| {
+            panic!("{id} {call} has no parent: {:#?} {span:#?}", ended.counters)
+        });
+        let own = parameter(parent.text("url.query"), "id");
+        assert_eq!(own, Some(id.as_str()), "{span:#?} under {parent:#?}");
+        let path = paths.iter().find(|path| **path == parent.text("url.path"));
+        *placed.entry(path.expect("a path")).or_default() += 1;
+    }
+    eprintln!("{placed:?}");
+    all.unwrap_or_else(|error| panic!("{error:#}: {placed:?}: {:#?}", ended.counters));
+    assert_eq!(placed, expected);
+    assert_eq!(ended.counters.get("stream.abandoned.malformed"), 0);
+}
+
+#[test]
+fn queries_of_an_event_loop_are_under_their_requests() {
+    check_loads(
+        Service::uvicorn("databases_app"),
+        &["/asyncpg", "/psycopg", "/pipeline", "/sqlalchemy", "/redis"],
+    );
+}
+
+#[test]
+fn queries_over_uvloop_are_under_their_requests() {
+    check_loads(
+        Service::uvloop("databases_app"),
+        &["/asyncpg", "/sqlalchemy", "/redis"],
+    );
+}
+
+#[test]
+fn queries_of_threads_are_under_their_requests() {
+    check_loads(
+        Service::gunicorn("databases_flask"),
+        &["/psycopg2", "/psycopg", "/sqlalchemy", "/django", "/redis"],
+    );
+}
+
+/// Names of the children in the order of their begin.
+fn names(spans: &[Span], server: &Span) -> Vec<String> {
+    let mut found = children(spans, server);
+    found.sort_by_key(|span| span.start);
+    found.iter().map(|span| span.name.clone()).collect()
+}
+
+fn named<'a>(spans: &'a [Span], server: &Span, name: &str) -> Vec<&'a Span> {
+    let mut found = children(spans, server);
+    found.retain(|span| span.name == name);
+    found
+}
+
+#[test]
+fn tells_what_asynchronous_drivers_did() {
+    let scene = Scene::start(Service::uvicorn("databases_app"));
+    let agent = scene.attach();
+    scene.get("/details");
+    let spans = spans_under(&agent, "/details", 8);
+    let server = only(&spans, Kind::Server, "/details");
+    assert_eq!(
+        names(&spans, server),
+        [
+            "select items",
+            "BATCH insert items",
+            "select nosuch",
+            "BEGIN",
+            "select items",
+            "COMMIT",
+            "SELECT",
+            "PIPELINE",
+        ]
+    );
+    let port = scene.postgres.address.port();
+    let file = path_from("OTEL_EBPF_APPS", "apps").expect("the applications");
+    let file = file.join("databases_app.py");
+    let source = std::fs::read_to_string(&file).expect("the application");
+    let line = |text: &str| {
+        source
+            .lines()
+            .position(|line| line.contains(text))
+            .map(|at| at + 1)
+    };
+    named(&spans, server, "select items")[0].assert_attributes(&json!({
+        "db.system.name": "postgresql",
+        "db.namespace": "shop",
+        "db.query.summary": "select items",
+        "db.query.text": "select * from items where id > $1",
+        "db.response.returned_rows": 2,
+        "server.address": "127.0.0.1",
+        "server.port": port,
+        "network.peer.address": "127.0.0.1",
+        "network.peer.port": port,
+        "code.function.name": "databases_app.details",
+        "code.file.path": file.canonicalize().expect("the application"),
+        "code.line.number": line("select * from items where"),
+    }));
+    let batch = named(&spans, server, "BATCH insert items")[0];
+    assert_eq!(batch.number("db.operation.batch.size"), Some(3));
+    let failed = named(&spans, server, "select nosuch")[0];
+    assert!(failed.error && failed.message.is_empty());
+    assert_eq!(failed.text("error.type"), "42P01");
+    assert_eq!(failed.text("db.response.status_code"), "42P01");
+    let port = scene.redis.address.port();
+    named(&spans, server, "PIPELINE")[0].assert_attributes(&json!({
+        "db.system.name": "redis",
+        "db.namespace": "2",
+        "db.operation.name": "PIPELINE",
+        "db.query.text": "SET ? ?\nGET ?",
+        "db.operation.batch.size": 2,
+        "server.address": "127.0.0.1",
+        "server.port": port,
+        "network.peer.address": "127.0.0.1",
+        "network.peer.port": port,
+        "code.function.name": "databases_app.details",
+        "code.file.path": file.canonicalize().expect("the application"),
+        "code.line.number": line("pipeline.set("),
+    }));
+}
+
+#[test]
+fn tells_what_drivers_of_threads_did() {
+    let scene = Scene::start(Service::gunicorn("databases_flask"));
+    let agent = scene.attach();
+    scene.get("/details");
+    let spans = spans_under(&agent, "/details", 10);
+    let server = only(&spans, Kind::Server, "/details");
+    assert_eq!(
+        names(&spans, server),
+        [
+            "BEGIN",
+            "insert items",
+            "select items generate_series",
+            "select nosuch",
+            "ROLLBACK",
+            "SELECT",
+            "DEL",
+            "SET",
+            "LPUSH",
+            "MULTI GET",
+        ]
+    );
+    let insert = named(&spans, server, "insert items")[0];
+    assert_eq!(
+        insert.text("db.query.text"),
+        "insert into items values (?, ?)"
+    );
+    assert_eq!(insert.text("code.function.name"), "databases_flask.details");
+    // More than a megabyte of rows.
+    let long = named(&spans, server, "select items generate_series")[0];
+    assert!(!long.error, "{long:#?}");
+    let failed = named(&spans, server, "LPUSH")[0];
+    assert!(failed.error);
+    assert_eq!(failed.text("error.type"), "WRONGTYPE");
+    let transaction = named(&spans, server, "MULTI GET")[0];
+    assert_eq!(transaction.number("db.operation.batch.size"), Some(2));
+    assert_eq!(transaction.text("db.namespace"), "2");
+}
