@@ -233,13 +233,20 @@ pub(crate) fn frames<C: Chain>(ctx: &C) {
     };
     if walk.started == 0 {
         walk.started = 1;
-        if walk.walker.start(&User, layout, walk.tstate).is_err() {
+        if walk
+            .walker
+            .start(&User, layout, walk.tstate, &mut walk.scratch.windows)
+            .is_err()
+        {
             broken(walk);
             return values(ctx, walk);
         }
     }
     for _ in 0..FRAMES_PER_RUN {
-        match walk.walker.advance(&User, layout) {
+        match walk
+            .walker
+            .advance(&User, layout, &mut walk.scratch.windows)
+        {
             Advance::Frame => {
                 if !note(walk, filter) {
                     return values(ctx, walk);
@@ -504,7 +511,10 @@ pub(crate) fn raised(ctx: &ProbeContext, pid_tgid: u64, object: u64) {
         return;
     };
     walk.walker.start_at(address);
-    match walk.walker.advance(&User, layout) {
+    match walk
+        .walker
+        .advance(&User, layout, &mut walk.scratch.windows)
+    {
         Advance::Frame => {
             note(walk, filter);
         }
