@@ -1,25 +1,27 @@
 //! Memory that was read around what was asked for, and is asked for again.
 //!
-//! A read of another process's memory is dear, and hardly dearer for two
-//! kilobytes than for eight bytes. What a walk wants lies together: frames
-//! that call each other, the fields of an object, entries of a table. So each
-//! read fills a window, and what is in one is not read again until it is
+//! A read of another process's memory is dear, and not much dearer for some
+//! hundred bytes than for eight. What a walk wants lies together: frames that
+//! call each other, the fields of an object, entries of a table. So each read
+//! fills a window, and what is in one is not read again until it is
 //! forgotten, which is to be done before every walk.
+//!
+//! The windows are small and close together, since between two walks the
+//! process has had the caches for itself: what they take up is fetched anew.
 //!
 //! Written for the kernel: nothing is found by a loop, the windows are memory
 //! of the caller's, and an index into them is masked.
+
+use core::hint::black_box;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{Error, Memory, WORDS};
 
-/// Windows there are. Each is for memory of one [`Kind`], so that one kind
-/// does not drive out another; a power of two, for masks.
+/// Windows there are; a power of two, for masks.
 const WINDOWS: usize = 8;
-/// Bytes of a window: no more than a page.
-const BYTES: u64 = (WORDS * 8) as u64;
-/// Words of all windows.
-const ALL: usize = WINDOWS * WORDS;
+/// Words of all windows, likewise.
+const ALL: usize = 512;
 /// Bytes of a page of memory, or of a part of one.
 const PAGE: u64 = 4096;
 /// Bits of an address below those that tell objects' windows apart.
@@ -50,12 +52,18 @@ pub struct Windows {
     at: u64,
     /// How often memory was read since all was forgotten.
     reads: u64,
+    /// The window that is looked into.
+    window: u64,
+    /// Index of its first word.
+    first: u64,
+    /// Where it is to begin.
+    start: u64,
     /// Where each window begins.
     bases: [u64; WINDOWS],
     /// How many bytes of it were read.
     lens: [u64; WINDOWS],
-    /// Their content.
-    words: [u64; ALL],
+    /// Their content, and room for what a mask does not keep within it.
+    words: [u64; ALL + WORDS],
 }
 
 impl Windows {
@@ -64,9 +72,12 @@ impl Windows {
         Self {
             at: 0,
             reads: 0,
+            window: 0,
+            first: 0,
+            start: 0,
             bases: [0; WINDOWS],
             lens: [0; WINDOWS],
-            words: [0; ALL],
+            words: [0; ALL + WORDS],
         }
     }
 
@@ -85,6 +96,10 @@ impl Windows {
 
     /// Sees to it that `count` words from `address` on are there for
     /// [`Windows::word`], until something else is looked for.
+    ///
+    /// Which window it is and where it begins is forgotten ([`black_box`]) and
+    /// read from memory again: otherwise the verifier would follow what comes
+    /// after once for each.
     #[inline(always)]
     pub(crate) fn find<M: Memory>(
         &mut self,
@@ -93,14 +108,20 @@ impl Windows {
         address: u64,
         count: u64,
     ) -> Result<(), Error> {
-        let window = kind.window(address);
-        let offset = address.wrapping_sub(self.bases[window]);
-        let len = self.lens[window];
+        let Place { window, first } = kind.place(address);
+        self.window = window;
+        self.first = first;
+        let this = black_box(&mut *self);
+        let window = this.window as usize % WINDOWS;
+        let offset = address.wrapping_sub(this.bases[window]);
+        let len = this.lens[window];
         if offset < len && offset + count * 8 <= len && offset.is_multiple_of(8) {
-            self.at = (window * WORDS) as u64 + offset / 8;
-            return Ok(());
+            this.at = this.first + offset / 8;
+        } else {
+            this.fill(memory, kind, address, count)?;
         }
-        self.fill(memory, kind, address, count)
+        black_box(self);
+        Ok(())
     }
 
     /// Reads a window that begins or ends near `address`. Only memory in the
@@ -114,32 +135,32 @@ impl Windows {
         address: u64,
         count: u64,
     ) -> Result<(), Error> {
-        let window = kind.window(address);
+        let window = self.window as usize % WINDOWS;
+        let first = self.first as usize % ALL;
+        let Some((words, _)) = self.words[first..].split_first_chunk_mut::<WORDS>() else {
+            return Err(Error::TooLong);
+        };
         let end = address.wrapping_add(count * 8);
-        let start = if address.is_multiple_of(8) {
+        self.start = if address.is_multiple_of(8) {
             kind.start(address, end)
         } else {
             address
         };
-        let (windows, _) = self.words.as_chunks_mut::<WORDS>();
-        let Some(words) = windows.get_mut(window) else {
-            return Err(Error::TooLong);
-        };
+        let start = black_box(&mut self.start);
         self.lens[window] = 0;
         self.reads += 1;
-        if memory.read(start, words.as_mut_bytes()) {
-            self.bases[window] = start;
-            self.lens[window] = BYTES;
-            self.at = (window * WORDS) as u64 + address.wrapping_sub(start) / 8;
-            return Ok(());
+        let mut len = (count * 8).max(kind.bytes());
+        if !memory.words(*start, words, (len / 8) as usize) {
+            self.reads += 1;
+            if !memory.words(address, words, count as usize) {
+                return Err(Error::Unreadable);
+            }
+            *start = address;
+            len = count * 8;
         }
-        self.reads += 1;
-        if !memory.words(address, words, count as usize) {
-            return Err(Error::Unreadable);
-        }
-        self.bases[window] = address;
-        self.lens[window] = count * 8;
-        self.at = (window * WORDS) as u64;
+        self.bases[window] = *start;
+        self.lens[window] = len;
+        self.at = first as u64 + address.wrapping_sub(*start) / 8;
         Ok(())
     }
 
@@ -195,50 +216,55 @@ impl Default for Windows {
     }
 }
 
+/// A window.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Its number.
+    window: u64,
+    /// Index of its first word.
+    first: u64,
+}
+
 impl Kind {
-    /// The window for memory at an address.
+    /// The window for memory at an address: large enough for what is read at
+    /// once, and for the most that is asked for.
     #[inline(always)]
-    fn window(self, address: u64) -> usize {
+    fn place(self, address: u64) -> Place {
+        let mixed = address >> SHIFT ^ address >> (SHIFT + 2) ^ address >> (SHIFT + 4);
+        let place = |window, first| Place { window, first };
         match self {
-            Self::Stack => 0,
-            Self::Shims => 1,
-            Self::Table => 2,
-            Self::Type => 3,
-            Self::Object => {
-                let mixed = address >> SHIFT ^ address >> (SHIFT + 2) ^ address >> (SHIFT + 4);
-                4 + (mixed % 4) as usize
-            }
+            Self::Table => place(0, 0),
+            Self::Stack => place(1, 256),
+            Self::Shims => place(2, 384),
+            // Types come after all frames.
+            Self::Type => place(1 + mixed % 2, 256 + mixed % 2 * 128),
+            Self::Object => place(4 + mixed % 4, 448 + mixed % 4 * 16),
+        }
+    }
+
+    /// How much is read at once: what is likely to be wanted and not much
+    /// more, as memory that is in no cache is dear too.
+    #[inline(always)]
+    fn bytes(self) -> u64 {
+        match self {
+            Self::Stack => 1024,
+            Self::Shims | Self::Table => 512,
+            Self::Type => 320,
+            Self::Object => 128,
         }
     }
 
     /// Where a window begins that holds what is from `address` to `end`.
     #[inline(always)]
     fn start(self, address: u64, end: u64) -> u64 {
-        match self {
-            Self::Stack => {
-                // Downwards, within the page.
-                let page = address - address % PAGE;
-                let lowest = end.wrapping_sub(BYTES);
-                if lowest > page && lowest <= address {
-                    lowest
-                } else {
-                    page
-                }
-            }
-            Self::Shims | Self::Table | Self::Type => {
-                // Upwards, within the last page.
-                let rest = PAGE - end.wrapping_sub(1) % PAGE - 1;
-                let highest = end.wrapping_add(rest).wrapping_sub(BYTES);
-                if highest < address { highest } else { address }
-            }
-            Self::Object => {
-                let block = address - address % BYTES;
-                if end.wrapping_sub(block) <= BYTES {
-                    block
-                } else {
-                    address
-                }
-            }
+        if self == Self::Stack {
+            // Downwards, within the page.
+            let page = address - address % PAGE;
+            page.max(end.wrapping_sub(self.bytes()))
+        } else {
+            // Upwards, within the last page.
+            let last = end.wrapping_sub(1) | (PAGE - 1);
+            address.min(last.wrapping_sub(self.bytes() - 1))
         }
     }
 }

@@ -53,12 +53,14 @@ pub enum Counter {
     StackValuesFull = 22,
     /// Values of frames that could not be reached.
     StackValueFailed = 23,
+    /// Reads of a process's memory for frames and what they hold.
+    StackReads = 24,
 }
 
 impl Counter {
     /// Every counter with its name as the operator reads it and whether it
     /// counts a loss.
-    pub const ALL: [(Self, &'static str, bool); 24] = [
+    pub const ALL: [(Self, &'static str, bool); 25] = [
         (Self::RecordsWritten, "kernel.records", false),
         (Self::DataRingFull, "kernel.lost.data_ring_full", true),
         (
@@ -103,5 +105,6 @@ impl Counter {
         (Self::StackCutOff, "kernel.stack_cut_off", false),
         (Self::StackValuesFull, "kernel.stack_values_full", false),
         (Self::StackValueFailed, "kernel.stack_value_failed", false),
+        (Self::StackReads, "kernel.stack_reads", false),
     ];
 }
