@@ -7,6 +7,7 @@
 
 pub mod http1;
 pub mod reader;
+pub mod sql;
 
 use std::borrow::Cow;
 use std::net::SocketAddr;

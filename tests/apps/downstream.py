@@ -3,11 +3,17 @@ own method, path and query, so that a caller can tell whose answer it got.
 
 An ASGI application: `uvicorn downstream:app`. `?status=CODE` chooses the
 status, `?delay_ms=N` waits before it answers, `?size=N` answers with so many
-bytes, `?chunked=1` without their length.
+bytes, `?chunked=1` without their length. With `APP_JITTER_MS` it waits up to
+so long before each answer, by what it is asked for, so that answers come in
+another order than requests.
 """
 
 import asyncio
+import os
+import zlib
 from urllib.parse import parse_qs
+
+JITTER = int(os.environ.get("APP_JITTER_MS", "0"))
 
 
 async def app(scope, receive, send):
@@ -25,6 +31,8 @@ async def app(scope, receive, send):
     wishes = parse_qs(query)
     if "delay_ms" in wishes:
         await asyncio.sleep(int(wishes["delay_ms"][0]) / 1000)
+    elif JITTER:
+        await asyncio.sleep(zlib.crc32(scope["query_string"]) % JITTER / 1000)
     target = scope["path"] + ("?" + query if query else "")
     body = f"{scope['method']} {target}".encode()
     if "size" in wishes:

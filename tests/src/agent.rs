@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -10,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::process::{Group, PATIENCE, Signal, empty_file, path_from, wait_for};
-use crate::trace::{Span, from_file};
+use crate::trace::{Span, from_file, from_lines};
 
 /// How the agent is to be started; by default it writes its spans to a file.
 #[derive(Clone, Default)]
@@ -38,6 +40,25 @@ pub struct Ended {
     pub spans: Vec<Span>,
     /// The counters of its summary; those not printed are 0.
     pub counters: Counters,
+}
+
+/// Where a reader of the agent's file is.
+pub struct Follower {
+    path: PathBuf,
+    offset: u64,
+}
+
+impl Follower {
+    /// The spans that were written since the last time.
+    pub fn spans(&mut self) -> Result<Vec<Span>> {
+        let mut file = File::open(&self.path)?;
+        file.seek(SeekFrom::Start(self.offset))?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        let complete = text.rfind('\n').map_or(0, |end| end + 1);
+        self.offset += complete as u64;
+        from_lines(&text[..complete])
+    }
 }
 
 /// Counters by name.
@@ -145,6 +166,14 @@ impl Agent {
     /// The spans it wrote so far, by start.
     pub fn spans(&self) -> Result<Vec<Span>> {
         from_file(&self.folder.path().join("spans.jsonl"))
+    }
+
+    /// Reads the spans as they are written, each once.
+    pub fn follow(&self) -> Follower {
+        Follower {
+            path: self.folder.path().join("spans.jsonl"),
+            offset: 0,
+        }
     }
 
     /// Waits for so many spans; there may be more. Returns all.

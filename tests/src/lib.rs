@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod app;
+pub mod attribution;
 pub mod client;
 pub mod frameworks;
 pub mod load;

@@ -18,8 +18,8 @@ use crate::trace::{Kind, Span};
 
 /// Requests in flight at a time.
 pub const CONCURRENCY: usize = 64;
-/// Calls that each request makes.
-pub const CALLS: usize = 3;
+/// The most calls that a request makes.
+pub const MOST_CALLS: usize = 5;
 
 /// How a request is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub enum Manner {
     Impatient,
     /// Two requests at a time, the second before the first is answered.
     Pipelined,
+    /// Each request in one of the manners above but the last, by its number.
+    Mixed,
 }
 
 /// Requests that are to be sent.
@@ -49,11 +51,22 @@ pub struct Load {
     manner: Manner,
 }
 
+/// A load under way.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Set to end it before all was sent.
+    pub stop: AtomicBool,
+    /// Requests that were answered so far.
+    pub answered: AtomicUsize,
+}
+
 /// How many requests were sent, and what went wrong.
 #[derive(Debug, Default)]
 pub struct Sent {
     /// Requests that were answered with 200.
     pub answered: usize,
+    /// Calls that those were to make.
+    pub calls: usize,
     /// What happened to the others.
     pub failures: Vec<String>,
 }
@@ -78,18 +91,18 @@ impl Load {
 
     /// Sends all of them, [`CONCURRENCY`] at a time.
     pub fn run(&self) -> Sent {
-        self.run_until(&AtomicBool::new(false))
+        self.run_with(&Progress::default())
     }
 
     /// Sends all of them, or those until it is told to stop.
-    pub fn run_until(&self, stop: &AtomicBool) -> Sent {
+    pub fn run_with(&self, progress: &Progress) -> Sent {
         let next = AtomicUsize::new(0);
         let sent = Mutex::new(Sent::default());
         thread::scope(|scope| {
             for _ in 0..CONCURRENCY {
                 scope.spawn(|| {
                     let mut client = Client::default();
-                    while !stop.load(Ordering::Relaxed) {
+                    while !progress.stop.load(Ordering::Relaxed) {
                         let number = next.fetch_add(1, Ordering::Relaxed);
                         if number >= self.requests {
                             return;
@@ -97,7 +110,11 @@ impl Load {
                         let result = self.send(&mut client, number);
                         let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
                         match result {
-                            Ok(answered) => sent.answered += answered,
+                            Ok(ids) => {
+                                progress.answered.fetch_add(ids.len(), Ordering::Relaxed);
+                                sent.answered += ids.len();
+                                sent.calls += ids.iter().map(|id| calls_of(id)).sum::<usize>();
+                            }
                             Err(error) => {
                                 client = Client::default();
                                 sent.failures.push(format!("{number}: {error:#}"));
@@ -110,21 +127,24 @@ impl Load {
         sent.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends one request; returns how many were answered.
-    fn send(&self, client: &mut Client, number: usize) -> Result<usize> {
-        let target = self.target_of(&number.to_string());
-        match self.manner {
-            Manner::Whole => {
+    /// Sends one request; returns the ids of those that were answered.
+    fn send(&self, client: &mut Client, number: usize) -> Result<Vec<String>> {
+        let id = format!("{}-{number}", self.tag);
+        let target = self.target_of(&id);
+        let manner = match self.manner {
+            Manner::Mixed => MIX[calls_of(&id) % MIX.len()],
+            manner => manner,
+        };
+        match manner {
+            Manner::Whole | Manner::Mixed => {
                 let answer = client.kept(&self.address)?.get(&target)?;
                 ensure!(answer.status == 200, "{}", answer.text());
-                Ok(1)
             }
             Manner::Close => {
                 let mut connection = Connection::open(&self.address)?;
                 let headers = [("connection", "close")];
                 let answer = connection.request("GET", &target, &headers, b"")?;
                 ensure!(answer.status == 200, "{}", answer.text());
-                Ok(1)
             }
             Manner::Impatient if number.is_multiple_of(3) => {
                 let mut connection = Connection::open(&self.address)?;
@@ -134,18 +154,17 @@ impl Load {
                     // By then the server is at work on it, or nearly so.
                     client.pace(&self.address)?;
                 }
-                Ok(0)
+                return Ok(Vec::new());
             }
             Manner::Impatient => {
                 let answer = client.kept(&self.address)?.get(&target)?;
                 ensure!(answer.status == 200, "{}", answer.text());
-                Ok(1)
             }
-            Manner::Pieces => self.pieces(client, &target),
+            Manner::Pieces => self.pieces(client, &target)?,
             Manner::Pipelined => {
-                let second = self.target_of(&format!("{number}b"));
+                let second = format!("{id}b");
                 client.kept(&self.address)?;
-                for target in [&target, &second] {
+                for target in [&target, &self.target_of(&second)] {
                     let connection = client.kept(&self.address)?;
                     let head = connection.head("GET", target, &[], 0);
                     connection.send(head)?;
@@ -155,12 +174,13 @@ impl Load {
                     let answer = client.kept(&self.address)?.response(false)?;
                     ensure!(answer.status == 200, "{}", answer.text());
                 }
-                Ok(2)
+                return Ok(vec![id, second]);
             }
         }
+        Ok(vec![id])
     }
 
-    fn pieces(&self, client: &mut Client, target: &str) -> Result<usize> {
+    fn pieces(&self, client: &mut Client, target: &str) -> Result<()> {
         let body = [b'x'; 300];
         let head = client
             .kept(&self.address)?
@@ -176,13 +196,30 @@ impl Load {
         }
         let answer = client.kept(&self.address)?.response(false)?;
         ensure!(answer.status == 200, "{}", answer.text());
-        Ok(1)
+        Ok(())
     }
 
-    fn target_of(&self, number: &str) -> String {
+    fn target_of(&self, id: &str) -> String {
         let join = if self.target.contains('?') { '&' } else { '?' };
-        format!("{}{join}n={CALLS}&id={}-{number}", self.target, self.tag)
+        format!("{}{join}n={}&id={id}", self.target, calls_of(id))
     }
+}
+
+/// What [`Manner::Mixed`] is made of.
+const MIX: [Manner; 4] = [
+    Manner::Whole,
+    Manner::Close,
+    Manner::Impatient,
+    Manner::Whole,
+];
+
+/// How many calls the request of this id makes: one to [`MOST_CALLS`], as if
+/// by chance, but the same each time (FNV-1a).
+pub fn calls_of(id: &str) -> usize {
+    let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    1 + (hash >> 32) as usize % MOST_CALLS
 }
 
 /// The connections of one sender.
@@ -218,6 +255,8 @@ fn open<'a>(slot: &'a mut Option<Connection>, address: &Address) -> Result<&'a m
 pub struct Placement {
     /// Server spans of the load.
     pub requests: usize,
+    /// Calls that they were to make.
+    pub expected: usize,
     /// Calls under their own request.
     pub placed: usize,
     /// Calls under no request.
@@ -245,16 +284,31 @@ impl Placement {
         assert_eq!(self.misplaced, 0, "{self:#?}");
     }
 
-    /// Asserts that every call of so many requests is there, none under a
+    /// Fails unless every call of what was answered is there, none under a
     /// wrong span and at most one in a thousand under none.
-    #[track_caller]
-    pub fn assert_exact(&self, requests: usize) {
-        self.assert_none_misplaced();
-        assert_eq!(self.orphaned, 0, "{self:#?}");
-        assert_eq!(self.requests, requests, "{self:#?}");
-        assert_eq!(self.calls(), requests * CALLS, "{self:#?}");
-        assert!(self.unparented * 1000 <= self.calls(), "{self:#?}");
-        assert!(self.incomplete <= self.unparented, "{self:#?}");
+    pub fn expect_exact(&self, sent: &Sent) -> Result<()> {
+        self.expect_all(sent)?;
+        ensure!(self.unparented * 1000 <= self.calls(), "unparented calls");
+        ensure!(self.incomplete <= self.unparented, "incomplete requests");
+        Ok(())
+    }
+
+    /// Fails unless every call of what was answered is there, and none under
+    /// a wrong span.
+    pub fn expect_all(&self, sent: &Sent) -> Result<()> {
+        ensure!(self.misplaced == 0, "misplaced calls");
+        ensure!(self.orphaned == 0, "calls under spans that are not there");
+        ensure!(
+            self.requests == sent.answered,
+            "{} requests were answered",
+            sent.answered
+        );
+        ensure!(
+            self.calls() == sent.calls && self.expected == sent.calls,
+            "{} calls were to be made",
+            sent.calls
+        );
+        Ok(())
     }
 }
 
@@ -318,10 +372,13 @@ pub fn placements(spans: &[Span]) -> BTreeMap<String, Placement> {
             continue;
         }
         let placement = found.entry(tag(id).to_owned()).or_default();
+        let count = parameter(span.text("url.query"), "n");
+        let count = count.and_then(|count| count.parse().ok()).unwrap_or(0);
         placement.requests += 1;
+        placement.expected += count;
         let mut made = calls.remove(span.span_id.as_str()).unwrap_or_default();
         made.sort_unstable();
-        if made.into_iter().ne(0..CALLS) {
+        if made.into_iter().ne(0..count) {
             placement.incomplete += 1;
         }
     }

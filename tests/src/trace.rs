@@ -227,8 +227,13 @@ pub fn from_file(path: &Path) -> Result<Vec<Span>> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let complete = text.rfind('\n').map_or(0, |end| end + 1);
+    from_lines(&text[..complete])
+}
+
+/// Reads lines of the agent's file.
+pub fn from_lines(text: &str) -> Result<Vec<Span>> {
     let mut spans = Vec::new();
-    for line in text[..complete].lines() {
+    for line in text.lines() {
         let data: TracesData =
             serde_json::from_str(line).with_context(|| format!("no OTLP JSON: {line}"))?;
         spans.extend(flatten(&data.resource_spans)?);

@@ -1,290 +1,160 @@
-//! Whose child is it: real servers under load, 64 requests in flight, each
-//! with calls that carry its id. Every call must be under its own request.
+//! Whose child is it: the table of models of concurrency. Each is a real
+//! server under load, 64 requests in flight, every request with a set of calls
+//! of its own that carry its id. Every call must be under its own request.
 //!
-//! Needs root, BPF and the Python environments of `cargo xtask test`.
+//! `cargo xtask test attribution` runs all of it and writes
+//! `tests/reports/attribution.md`; `cargo xtask test attribution::asyncio`
+//! runs a group. Needs root, BPF and the Python environments of `cargo xtask
+//! test`.
+//!
+//! To add a model, add a [`Model`] to a group: a service of `tests/apps` whose
+//! endpoints make `n` calls with `id` and `call` in their query, then its
+//! loads, each with what is expected of it. A model that cannot be followed is
+//! a row too, with [`Expected::Refused`] and the counter that says why. A new
+//! group is a function in the module `attribution` that passes its own name to
+//! [`run`].
 
-#![expect(clippy::print_stderr, reason = "the counts are what the test is for")]
+use otel_ebpf_tests::app::Service;
+use otel_ebpf_tests::attribution::{Expected, Model, run};
+use otel_ebpf_tests::load::Manner;
 
-use std::collections::BTreeMap;
-
-use otel_ebpf_tests::agent::{Agent, AgentOptions, Counters};
-use otel_ebpf_tests::app::{App, Service};
-use otel_ebpf_tests::load::{CALLS, Load, Manner, Placement, placements};
-use otel_ebpf_tests::process::{PATIENCE, wait_for};
-use otel_ebpf_tests::trace::{Kind, Span, matching};
-
-/// Requests of each case, unless `OTEL_EBPF_REQUESTS` says otherwise.
-const REQUESTS: usize = 400;
-/// A ring in which nothing is lost while two cores do the work of three.
-const RING: [&str; 2] = ["--ring-size", "64"];
-
-fn requests() -> usize {
-    let wanted = std::env::var("OTEL_EBPF_REQUESTS").ok();
-    wanted
-        .and_then(|wanted| wanted.parse().ok())
-        .unwrap_or(REQUESTS)
-}
-
-/// A load on one service.
-struct Case {
-    target: &'static str,
-    manner: Manner,
-}
-
-const fn case(target: &'static str) -> Case {
-    Case {
-        target,
-        manner: Manner::Whole,
-    }
-}
-
-const fn sent(target: &'static str, manner: Manner) -> Case {
-    Case { target, manner }
+/// A model for each event loop of uvicorn.
+fn on_loops(what: &str, module: &str, with: impl Fn(Service) -> Service) -> Vec<Model> {
+    let named = |(name, service)| Model::new(&format!("uvicorn {name}, {what}"), with(service));
+    [
+        ("asyncio", Service::uvicorn(module)),
+        ("uvloop", Service::uvloop(module)),
+    ]
+    .into_iter()
+    .map(named)
+    .collect()
 }
 
 /// Every way out of a request's task, with the clients of the event loop.
-const TASKS: &[Case] = &[
-    case("/downstream?client=httpx"),
-    case("/downstream?client=aiohttp"),
-    case("/gather?client=httpx"),
-    case("/gather?client=aiohttp"),
-    case("/tasks?client=aiohttp"),
-    case("/background?client=httpx"),
-    case("/background?client=aiohttp"),
-    case("/to_thread?client=requests"),
-    case("/threadpool?client=requests"),
-    sent("/receive?client=aiohttp", Manner::Pieces),
-];
-
-fn downstream() -> App {
-    Service::uvloop("downstream")
-        .arguments(&["--no-access-log"])
-        .start()
-        .expect("the service that is called")
+fn tasks(model: Model) -> Model {
+    model
+        .loads(&[
+            "/downstream?client=httpx",
+            "/downstream?client=aiohttp",
+            "/gather?client=httpx",
+            "/gather?client=aiohttp",
+            "/tasks?client=aiohttp",
+            "/background?client=httpx",
+            "/background?client=aiohttp",
+            "/to_thread?client=requests",
+            "/threadpool?client=requests",
+        ])
+        .load_as("/receive?client=aiohttp", Manner::Pieces, Expected::Exact)
 }
 
-/// What was found of a service's loads.
-struct Findings {
-    placements: BTreeMap<String, Placement>,
-    spans: Vec<Span>,
-    counters: Counters,
-}
+mod attribution {
+    use super::*;
 
-/// Puts a service under its loads, and judges the spans.
-fn check(name: &str, app: &App, cases: &[Case]) -> Findings {
-    let agent = AgentOptions::new(&[app.server_pid()])
-        .arguments(&RING)
-        .start()
-        .expect("the agent");
-    check_under(name, agent, app, cases, requests())
-}
-
-fn check_under(name: &str, agent: Agent, app: &App, cases: &[Case], requests: usize) -> Findings {
-    let mut expected = 0;
-    for (index, Case { target, manner }) in cases.iter().enumerate() {
-        let load = Load::new(&app.address, target, &format!("case{index}"), requests);
-        let sent = load.manner(*manner).run();
-        assert!(
-            sent.failures.is_empty(),
-            "{name} {target}: {:#?}\n{}",
-            sent.failures,
-            app.group.log()
-        );
-        expected += sent.answered;
+    #[test]
+    fn asyncio() {
+        let model = Model::new("uvicorn asyncio h11", Service::uvicorn("fastapi_app"));
+        run("asyncio", vec![tasks(model)]);
     }
-    // What runs after the responses is not over with them.
-    let wanted = expected * CALLS;
-    let all = wait_for("every call", PATIENCE, || {
-        let spans = agent.spans()?;
-        let placements = placements(&spans);
-        let seen: usize = placements.values().map(Placement::calls).sum();
-        Ok((seen >= wanted).then_some(()))
-    });
-    let ended = agent.stop().expect("the agent ends");
-    let placements = placements(&ended.spans);
-    eprintln!(
-        "{name:<44} {:>8} {:>8} {:>10} {:>9} {:>10}",
-        "requests", "placed", "unparented", "misplaced", "incomplete"
-    );
-    for (index, Case { target, .. }) in cases.iter().enumerate() {
-        let placement = placements.get(&format!("case{index}"));
-        let placement = placement.cloned().unwrap_or_default();
-        eprintln!("  {target:<42} {placement}");
+
+    #[test]
+    fn uvloop() {
+        let model = Model::new("uvicorn uvloop httptools", Service::uvloop("fastapi_app"));
+        run("uvloop", vec![tasks(model)]);
     }
-    if let Err(error) = all {
-        eprintln!("{name}: {error:#}: {:#?}", ended.counters);
-    }
-    Findings {
-        placements,
-        spans: ended.spans,
-        counters: ended.counters,
-    }
-}
 
-/// The same, and every call must be in its place.
-fn check_exact(name: &str, app: &App, cases: &[Case]) {
-    let findings = check(name, app, cases);
-    findings.counters.assert_nothing_lost();
-    for index in 0..cases.len() {
-        findings.placements[&format!("case{index}")].assert_exact(requests());
-    }
-}
-
-/// A service, and the one that it calls.
-fn serve(base: Service, arguments: &[&str]) -> (App, App) {
-    let downstream = downstream();
-    let app = base
-        .downstream(&downstream)
-        .arguments(arguments)
-        .start()
-        .expect("the service");
-    (downstream, app)
-}
-
-#[test]
-fn asyncio_with_h11() {
-    let (_downstream, app) = serve(Service::uvicorn("fastapi_app"), &[]);
-    check_exact("uvicorn asyncio h11", &app, TASKS);
-}
-
-#[test]
-fn uvloop_with_httptools() {
-    let (_downstream, app) = serve(Service::uvloop("fastapi_app"), &[]);
-    check_exact("uvicorn uvloop httptools", &app, TASKS);
-}
-
-/// Greenlets copy slices of the stack: lineage must do without return probes.
-#[test]
-fn greenlets_that_drive_the_loop() {
-    for (name, base) in [
-        (
-            "uvicorn asyncio, greenlets",
-            Service::uvicorn("fastapi_app"),
-        ),
-        ("uvicorn uvloop, greenlets", Service::uvloop("fastapi_app")),
-    ] {
-        let (_downstream, app) = serve(base.env("APP_GREENLETS", "1"), &[]);
-        let cases = [
-            case("/greenlets?client=aiohttp"),
-            case("/greenlets?client=requests"),
-            case("/gather?client=httpx"),
+    /// Greenlets copy slices of the stack: lineage must do without return
+    /// probes.
+    #[test]
+    fn greenlets_that_drive_the_loop() {
+        let models = on_loops("greenlets", "fastapi_app", |service| {
+            service.env("APP_GREENLETS", "1")
+        });
+        let targets = [
+            "/greenlets?client=aiohttp",
+            "/greenlets?client=requests",
+            "/gather?client=httpx",
         ];
-        check_exact(name, &app, &cases);
+        let models = models.into_iter().map(|model| model.loads(&targets));
+        run("greenlets_that_drive_the_loop", models.collect());
     }
-}
 
-/// Calls of no request are under none, whatever else is going on.
-fn check_unowned(spans: &[Span]) {
-    for id in ["background-task", "background-thread"] {
-        let calls = matching(spans, Kind::Client, &format!("id={id}&"));
-        let owned = calls.iter().filter(|call| call.parent.is_some()).count();
-        eprintln!("  {id:<42} {:>8} calls, {owned} with a parent", calls.len());
-        assert!(calls.len() > 10, "{id}: {}", calls.len());
-        assert_eq!(owned, 0, "{id}");
+    /// Calls of no request are under none, whatever else is going on.
+    #[test]
+    fn calls_of_no_request() {
+        let models = on_loops("unowned calls", "fastapi_app", |service| {
+            service.env("APP_UNOWNED", "1")
+        });
+        let models = models.into_iter().map(|model| {
+            model
+                .loads(&["/gather?client=aiohttp", "/threadpool"])
+                .unowned(&["background-task", "background-thread"])
+        });
+        run("calls_of_no_request", models.collect());
     }
-}
 
-#[test]
-fn calls_of_no_request_stay_without_a_parent() {
-    for (name, base) in [
-        (
-            "uvicorn asyncio, unowned calls",
-            Service::uvicorn("fastapi_app"),
-        ),
-        (
-            "uvicorn uvloop, unowned calls",
-            Service::uvloop("fastapi_app"),
-        ),
-    ] {
-        let (_downstream, app) = serve(base.env("APP_UNOWNED", "1"), &[]);
-        let findings = check(
-            name,
-            &app,
-            &[case("/gather?client=aiohttp"), case("/threadpool")],
-        );
-        for placement in findings.placements.values() {
-            placement.assert_none_misplaced();
-        }
-        check_unowned(&findings.spans);
+    #[test]
+    fn a_context_of_its_own_for_every_request() {
+        let models = on_loops("reset contexts", "fastapi_app", |service| {
+            service.arguments(&["--reset-contextvars"])
+        });
+        let models = models
+            .into_iter()
+            .map(|model| model.load("/gather?client=aiohttp"));
+        run("a_context_of_its_own_for_every_request", models.collect());
     }
-}
 
-#[test]
-fn a_context_of_its_own_for_every_request() {
-    for (name, base) in [
-        (
-            "uvicorn asyncio, reset contexts",
-            Service::uvicorn("fastapi_app"),
-        ),
-        (
-            "uvicorn uvloop, reset contexts",
-            Service::uvloop("fastapi_app"),
-        ),
-    ] {
-        let (_downstream, app) = serve(base, &["--reset-contextvars"]);
-        check_exact(name, &app, &[case("/gather?client=aiohttp")]);
+    #[test]
+    fn pipelined() {
+        let models = on_loops("pipelined", "fastapi_app", |service| service);
+        let models = models.into_iter().map(|model| {
+            model.load_as(
+                "/downstream?client=aiohttp",
+                Manner::Pipelined,
+                Expected::NoneMisplaced,
+            )
+        });
+        run("pipelined", models.collect());
     }
-}
 
-#[test]
-fn pipelined_requests_are_never_mixed_up() {
-    for (name, base) in [
-        (
-            "uvicorn asyncio, pipelined",
-            Service::uvicorn("fastapi_app"),
-        ),
-        ("uvicorn uvloop, pipelined", Service::uvloop("fastapi_app")),
-    ] {
-        let (_downstream, app) = serve(base, &[]);
-        let pipelined = sent("/downstream?client=aiohttp", Manner::Pipelined);
-        check(name, &app, &[pipelined]).placements["case0"].assert_none_misplaced();
+    #[test]
+    fn connections_that_are_closed_and_reopened() {
+        let models = on_loops("closed", "fastapi_app", |service| service);
+        let models = models
+            .into_iter()
+            .map(|model| model.load_as("/gather?client=aiohttp", Manner::Close, Expected::Exact));
+        run("connections_that_are_closed_and_reopened", models.collect());
     }
-}
 
-#[test]
-fn connections_that_are_closed_and_reopened() {
-    for (name, base) in [
-        ("uvicorn asyncio, closed", Service::uvicorn("fastapi_app")),
-        ("uvicorn uvloop, closed", Service::uvloop("fastapi_app")),
-    ] {
-        let (_downstream, app) = serve(base, &[]);
-        check_exact(name, &app, &[sent("/gather?client=aiohttp", Manner::Close)]);
-    }
-}
-
-#[test]
-fn threads_and_processes_of_gunicorn() {
-    let (_downstream, app) = serve(Service::gunicorn("flask_app"), &["--threads", "16"]);
-    check_exact(
-        "gunicorn gthread",
-        &app,
-        &[
-            case("/downstream?client=requests"),
-            case("/downstream?client=urllib3"),
-            sent("/downstream?client=requests", Manner::Close),
-        ],
-    );
-    drop(app);
-    let (_downstream, app) = serve(Service::gunicorn("flask_app"), &["--worker-class", "sync"]);
-    let sync = sent("/downstream?client=requests", Manner::Close);
-    check_exact("gunicorn sync", &app, &[sync]);
-}
-
-#[test]
-fn clients_that_leave_and_calls_that_are_given_up() {
-    for (name, base) in [
-        ("uvicorn asyncio, chaos", Service::uvicorn("fastapi_app")),
-        ("uvicorn uvloop, chaos", Service::uvloop("fastapi_app")),
-    ] {
-        let (_downstream, app) = serve(base, &[]);
-        let cases = [
-            sent("/impatient?client=aiohttp", Manner::Impatient),
-            sent("/gather?client=httpx", Manner::Impatient),
+    #[test]
+    fn gunicorn() {
+        let threads = Service::gunicorn("flask_app").arguments(&["--threads", "16"]);
+        let sync = Service::gunicorn("flask_app").arguments(&["--worker-class", "sync"]);
+        let close = Manner::Close;
+        let models = vec![
+            Model::new("gunicorn gthread", threads)
+                .loads(&["/downstream?client=requests", "/downstream?client=urllib3"])
+                .load_as("/downstream?client=requests", close, Expected::Exact),
+            Model::new("gunicorn sync", sync).load_as(
+                "/downstream?client=requests",
+                close,
+                Expected::Exact,
+            ),
         ];
-        let findings = check(name, &app, &cases);
-        for (case, placement) in &findings.placements {
-            placement.assert_none_misplaced();
-            assert!(placement.placed > 0, "{case}: {placement:?}");
-        }
+        run("gunicorn", models);
+    }
+
+    #[test]
+    fn clients_that_leave_and_calls_that_are_given_up() {
+        let models = on_loops("given up", "fastapi_app", |service| service);
+        let models = models.into_iter().map(|model| {
+            let (impatient, none) = (Manner::Impatient, Expected::NoneMisplaced);
+            model
+                .load_as("/impatient?client=aiohttp", impatient, none)
+                .load_as("/gather?client=httpx", impatient, none)
+        });
+        run(
+            "clients_that_leave_and_calls_that_are_given_up",
+            models.collect(),
+        );
     }
 }

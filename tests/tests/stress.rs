@@ -5,13 +5,13 @@
 
 #![expect(clippy::print_stderr, reason = "the counts are what the test is for")]
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
 use otel_ebpf_tests::agent::{Agent, AgentOptions};
 use otel_ebpf_tests::app::{App, Service};
-use otel_ebpf_tests::load::{Load, Sent, placements};
+use otel_ebpf_tests::load::{Load, Progress, Sent, placements};
 use otel_ebpf_tests::process::{PATIENCE, wait_for};
 use otel_ebpf_tests::trace::Kind;
 use rustix::process::Signal;
@@ -48,12 +48,12 @@ fn downstream() -> Result<App> {
 /// Does something while the application is under load; what became of the
 /// load.
 fn under_load<T>(app: &App, target: &str, work: impl FnOnce() -> Result<T>) -> Result<(T, Sent)> {
-    let stop = AtomicBool::new(false);
+    let progress = Progress::default();
     let load = Load::new(&app.address, target, "stress", ENDLESS);
     thread::scope(|scope| {
-        let sent = scope.spawn(|| load.run_until(&stop));
+        let sent = scope.spawn(|| load.run_with(&progress));
         let done = work();
-        stop.store(true, Ordering::Relaxed);
+        progress.stop.store(true, Ordering::Relaxed);
         let sent = sent
             .join()
             .map_err(|_| anyhow::anyhow!("the load panicked"))?;

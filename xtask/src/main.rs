@@ -4,9 +4,9 @@
 //! One module per task, and those that they share: `toolchain` (what must be
 //! installed), `python` (virtual environments), `debian` (packages), `roots`
 //! (interpreters of other systems), `group` (child processes),
-//! `interrupt` (Ctrl-C), `http` (a small client) and `service` (the Python
-//! applications and the agent). Everything a task
-//! creates lies under `target/`.
+//! `interrupt` (Ctrl-C), `http` (a small client), `service` (the Python
+//! applications and the agent) and `attribution` (that suite's report).
+//! Everything a task creates lies under `target/`, but for that report.
 
 #![forbid(unsafe_code)]
 #![expect(
@@ -15,6 +15,7 @@
     reason = "a task's output is what it is for"
 )]
 
+mod attribution;
 mod debian;
 mod group;
 mod http;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use crate::python::{Venv, apps, interpreters};
 use crate::service::ensure_privileges;
 use crate::toolchain::{Toolchain, agent, ensure_programs, is_root};
-use crate::{parity, roots, say};
+use crate::{attribution, parity, roots, say};
 
 /// Minor versions of CPython 3 whose memory the tests read, each from pyenv.
 const MINORS: RangeInclusive<u32> = 8..=13;
@@ -47,6 +47,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     })?;
     let agent = stages.time("release agent", agent)?;
 
+    attribution::clear()?;
     let mut counts = Counts::default();
     let mut failures = Vec::new();
     let filter = options.filter.as_slice();
@@ -78,6 +79,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .env("OTEL_EBPF_PARITY_PYTHON", parity.python())
         .env("OTEL_EBPF_UVLOOP_PYTHON", &python)
         .env("OTEL_EBPF_ROOTS", roots::directory())
+        .env("OTEL_EBPF_ATTRIBUTION", attribution::directory())
         .env("OTEL_EBPF_PY_SPY", tools.program("py-spy"));
     if !missing.is_empty() {
         live.env("OTEL_EBPF_ALLOW_MISSING_PYTHONS", "1");
@@ -94,11 +96,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
     }
 
+    let roots = missing_roots.into_iter().map(|root| root.what);
+    let untested: Vec<String> = missing.into_iter().chain(roots).collect();
+    let whole = attribution::is_whole(options.filter.as_deref());
+    attribution::report(whole, &untested)?;
     stages.print();
-    for python in missing
-        .iter()
-        .chain(missing_roots.iter().map(|root| &root.what))
-    {
+    for python in &untested {
         println!("NOT TESTED: {python}");
     }
     println!("{} passed, {} failed", counts.passed, counts.failed);

@@ -1,0 +1,285 @@
+//! What a row of the attribution suite says: service, interpreter, loads, and
+//! what is expected of them.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::app::{App, Service};
+use crate::load::{Manner, Progress};
+use crate::process::path_from;
+use crate::python::Python;
+
+/// Requests of each load, where a model says nothing else. With those of its
+/// other loads, each server gets 2,000 and more.
+const REQUESTS: usize = 300;
+
+/// A model of concurrency: a service and its loads.
+pub struct Model {
+    /// Its name in the report.
+    pub name: String,
+    /// The service, without what it calls.
+    pub service: Service,
+    /// What it runs in.
+    pub interpreter: Interpreter,
+    /// Its loads, one after the other.
+    pub requests: Vec<Request>,
+    /// Ids of calls that belong to no request and go on all the time.
+    pub unowned: Vec<&'static str>,
+    /// When the agent comes.
+    pub attach: Attach,
+    /// Whether every process is named to the agent, or the one that serves.
+    pub every_process: bool,
+    /// Further arguments of the agent.
+    pub agent: Vec<&'static str>,
+    /// What happens to the service while it is under load. It ends when it is
+    /// told to stop.
+    pub meanwhile: Option<Meanwhile>,
+    /// Whether requests may fail.
+    pub failures_allowed: bool,
+    /// Whether of a load that must only not be misplaced some calls must be
+    /// placed all the same.
+    pub some_placed: bool,
+    n_requests: usize,
+}
+
+/// Something that is done to a service under load.
+pub type Meanwhile = fn(&App, &Progress) -> Result<()>;
+
+/// A load of a model.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Path and query.
+    pub target: &'static str,
+    /// How it is sent.
+    pub manner: Manner,
+    /// What is to come of it.
+    pub expected: Expected,
+}
+
+/// What is expected of a load's calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Each is there, under its request; one in a thousand may be under none.
+    Exact,
+    /// None is under a wrong span, and some are placed.
+    NoneMisplaced,
+    /// Each is there, none under a wrong span, and this counter tells of all
+    /// those that are under none. There are some.
+    Refused(&'static str),
+}
+
+/// When the agent comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attach {
+    /// Before the load.
+    First,
+    /// In the middle of the first load.
+    Midway,
+}
+
+/// What a service runs in.
+#[derive(Clone, Debug)]
+pub struct Interpreter {
+    /// Its name in the report.
+    pub label: String,
+    program: PathBuf,
+    prefix: Vec<OsString>,
+}
+
+impl Model {
+    /// A service that is yet to get its loads.
+    pub fn new(name: &str, service: Service) -> Self {
+        Self {
+            name: name.to_owned(),
+            service,
+            interpreter: Interpreter::main(),
+            requests: Vec::new(),
+            unowned: Vec::new(),
+            attach: Attach::First,
+            every_process: false,
+            agent: Vec::new(),
+            meanwhile: None,
+            failures_allowed: false,
+            some_placed: true,
+            n_requests: REQUESTS,
+        }
+    }
+
+    /// Loads of whole requests, every call of which must be in its place.
+    pub fn loads(self, targets: &[&'static str]) -> Self {
+        let with = |model: Self, target: &&'static str| model.load(target);
+        targets.iter().fold(self, with)
+    }
+
+    /// One such load.
+    pub fn load(self, target: &'static str) -> Self {
+        self.load_as(target, Manner::Whole, Expected::Exact)
+    }
+
+    /// A load that is sent in another manner, or of which something else is
+    /// expected.
+    pub fn load_as(mut self, target: &'static str, manner: Manner, expected: Expected) -> Self {
+        self.requests.push(Request {
+            target,
+            manner,
+            expected,
+        });
+        self
+    }
+
+    /// How many requests each load has, unless `OTEL_EBPF_REQUESTS` says
+    /// otherwise.
+    pub fn requests(mut self, count: usize) -> Self {
+        self.n_requests = count;
+        self
+    }
+
+    /// Another interpreter than the main one.
+    pub fn on(mut self, interpreter: &Interpreter) -> Self {
+        self.interpreter = interpreter.clone();
+        self
+    }
+
+    /// Ids of calls that go on all the time and must have no parent.
+    pub fn unowned(mut self, ids: &[&'static str]) -> Self {
+        self.unowned.extend(ids);
+        self
+    }
+
+    /// The agent comes in the middle of the first load.
+    pub fn attach_midway(mut self) -> Self {
+        self.attach = Attach::Midway;
+        self
+    }
+
+    /// The agent is told of every process, not of the one that serves.
+    pub fn every_process(mut self) -> Self {
+        self.every_process = true;
+        self
+    }
+
+    /// Further arguments of the agent.
+    pub fn agent(mut self, arguments: &[&'static str]) -> Self {
+        self.agent.extend(arguments);
+        self
+    }
+
+    /// What is done to the service under load; requests may fail then.
+    pub fn meanwhile(mut self, meanwhile: Meanwhile) -> Self {
+        self.meanwhile = Some(meanwhile);
+        self.failures_allowed = true;
+        self
+    }
+
+    /// Under so hard conditions no call need be placed.
+    pub fn nothing_need_be_placed(mut self) -> Self {
+        self.some_placed = false;
+        self
+    }
+
+    /// Requests of each load.
+    pub fn count(&self) -> usize {
+        let wanted = std::env::var("OTEL_EBPF_REQUESTS").ok();
+        wanted
+            .and_then(|wanted| wanted.parse().ok())
+            .unwrap_or(self.n_requests)
+    }
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact => f.write_str("exact"),
+            Self::NoneMisplaced => f.write_str("none misplaced"),
+            Self::Refused(counter) => write!(f, "refused, {counter}"),
+        }
+    }
+}
+
+impl Interpreter {
+    /// The one that has the packages of the applications.
+    ///
+    /// # Panics
+    ///
+    /// Without one, since nothing can be tested then.
+    pub fn main() -> Self {
+        Self::of_variable("OTEL_EBPF_PYTHON", "../target/python/apps/bin/python")
+    }
+
+    /// The one that has the packages of the frameworks.
+    ///
+    /// # Panics
+    ///
+    /// Without one, since nothing can be tested then.
+    pub fn frameworks() -> Self {
+        Self::of_variable(
+            "OTEL_EBPF_FRAMEWORKS_PYTHON",
+            "../target/python/frameworks/bin/python",
+        )
+    }
+
+    /// Those of several versions that have the packages of the applications.
+    ///
+    /// # Panics
+    ///
+    /// Without `OTEL_EBPF_PYTHONS`.
+    pub fn versions() -> Vec<Self> {
+        let named = std::env::var("OTEL_EBPF_PYTHONS").expect("OTEL_EBPF_PYTHONS");
+        let found: Vec<_> = named
+            .split(':')
+            .filter_map(|pair| pair.split_once('='))
+            .map(|(_, program)| Self::here(program.into()).expect("a version"))
+            .collect();
+        assert!(!found.is_empty(), "OTEL_EBPF_PYTHONS names none");
+        found
+    }
+
+    /// Any, which may have to be entered with `chroot`; the label says what
+    /// sets it apart from others of its version.
+    pub fn of(python: &Python, kind: &str) -> Result<Self> {
+        let mut found = Self {
+            label: format!("{} {kind}", version(&mut python.command())?),
+            program: python.program.clone(),
+            prefix: Vec::new(),
+        };
+        found.label.truncate(found.label.trim_end().len());
+        if let Some(root) = &python.root {
+            found.prefix = vec!["chroot".into(), root.into()];
+        }
+        Ok(found)
+    }
+
+    /// Starts a service in it.
+    pub fn start(&self, service: Service) -> Result<App> {
+        service.python(&self.program).start_under(&self.prefix)
+    }
+
+    fn of_variable(variable: &str, default: &str) -> Self {
+        let program = path_from(variable, default).expect("an interpreter");
+        Self::here(program).expect("its version")
+    }
+
+    fn here(program: PathBuf) -> Result<Self> {
+        Ok(Self {
+            label: version(&mut Command::new(&program))?,
+            program,
+            prefix: Vec::new(),
+        })
+    }
+}
+
+/// Major and minor version, and `t` without the GIL.
+fn version(command: &mut Command) -> Result<String> {
+    const CODE: &str = "import sys, sysconfig; print('%d.%d' % sys.version_info[:2] \
+                        + ('t' if sysconfig.get_config_var('Py_GIL_DISABLED') else ''))";
+    let output = command.args(["-c", CODE]).output()?;
+    let text = String::from_utf8(output.stdout)?.trim().to_owned();
+    if text.is_empty() {
+        bail!("{command:?} does not tell its version");
+    }
+    Ok(text)
+}
