@@ -186,8 +186,8 @@ pub(crate) struct Walk {
     pub(crate) recipe: u32,
     /// Bytes of [`Walk::body`] in use.
     pub(crate) used: u32,
-    /// Zero.
-    pub(crate) pad: u32,
+    /// Frames so far.
+    pub(crate) depth: u32,
     /// The variable that was read last.
     pub(crate) local: Local,
     /// Frames whose code has recipes.

@@ -17,7 +17,7 @@ use pyframes::Layout;
 use pyframes::frame::{self, Advance};
 
 use crate::contexts::{Finding, Place};
-use crate::counters::count;
+use crate::counters::{add, count};
 use crate::maps::{
     BODY_BYTES, EVENTS, FILTER, FUNCTION_STEPS, Hit, LAYOUTS, MAX_HITS, RECIPES, STEPS, WALK,
     WALKING, Walk, chain, step,
@@ -190,6 +190,7 @@ pub(crate) fn prepare<C: Chain>(
     walk.hit = 0;
     walk.recipe = 0;
     walk.used = 0;
+    walk.depth = 0;
     walk.stack = Stack {
         kind: kind::STACK,
         moment: about.moment,
@@ -233,13 +234,20 @@ pub(crate) fn frames<C: Chain>(ctx: &C) {
     };
     if walk.started == 0 {
         walk.started = 1;
-        if walk.walker.start(&User, layout, walk.tstate).is_err() {
+        if walk
+            .walker
+            .start(&User, layout, walk.tstate, &mut walk.scratch.windows)
+            .is_err()
+        {
             broken(walk);
             return values(ctx, walk);
         }
     }
     for _ in 0..FRAMES_PER_RUN {
-        match walk.walker.advance(&User, layout) {
+        match walk
+            .walker
+            .advance(&User, layout, &mut walk.scratch.windows)
+        {
             Advance::Frame => {
                 if !note(walk, filter) {
                     return values(ctx, walk);
@@ -270,24 +278,28 @@ fn broken(walk: &mut Walk) {
 /// Adds the walker's frame to the record; false if it is to be the last.
 #[inline(always)]
 fn note(walk: &mut Walk, filter: &Filter) -> bool {
-    let index = walk.stack.n_frames;
+    let index = walk.depth;
     if index >= MAX_FRAMES {
         count(Counter::StackTooDeep);
         walk.stack.flags |= stack_flag::TRUNCATED;
         return false;
     }
+    walk.depth = index + 1;
     let frame = walk.walker.frame;
-    let at = (index % MAX_FRAMES) as usize * size_of::<Frame>();
-    // SAFETY: the body has room for `MAX_FRAMES` frames, and is aligned to
-    // eight bytes as the fields before it are.
-    unsafe {
-        *walk.body.as_mut_ptr().add(at).cast::<Frame>() = Frame {
-            code: frame.code,
-            instruction: frame.instruction,
-        };
+    // At other moments nobody asks for more than the values.
+    if walk.stack.moment == moment::REQUEST {
+        let at = (index % MAX_FRAMES) as usize * size_of::<Frame>();
+        // SAFETY: the body has room for `MAX_FRAMES` frames, and is aligned to
+        // eight bytes as the fields before it are.
+        unsafe {
+            *walk.body.as_mut_ptr().add(at).cast::<Frame>() = Frame {
+                code: frame.code,
+                instruction: frame.instruction,
+            };
+        }
+        walk.stack.n_frames = index + 1;
+        walk.used = (index + 1) * size_of::<Frame>() as u32;
     }
-    walk.stack.n_frames = index + 1;
-    walk.used = (index + 1) * size_of::<Frame>() as u32;
     let key = CodeKey {
         code: frame.code,
         group: walk.stack.group,
@@ -351,6 +363,7 @@ pub(crate) fn finish<C: Chain>(ctx: &C, walk: &mut Walk) {
     match written {
         Ok(()) => {
             count(Counter::Stacks);
+            add(Counter::StackReads, walk.scratch.windows.reads());
             count(Counter::RecordsWritten);
         }
         Err(_) => count(Counter::StackRingFull),
@@ -504,7 +517,10 @@ pub(crate) fn raised(ctx: &ProbeContext, pid_tgid: u64, object: u64) {
         return;
     };
     walk.walker.start_at(address);
-    match walk.walker.advance(&User, layout) {
+    match walk
+        .walker
+        .advance(&User, layout, &mut walk.scratch.windows)
+    {
         Advance::Frame => {
             note(walk, filter);
         }

@@ -139,7 +139,8 @@ fn run(walk: &mut Walk, layout: &Layout, recipe: &Recipe, frame: u64, place: Pla
     } else {
         // Recipes of a frame that begin alike come one after the other.
         if walk.local.frame != frame || walk.local.slot != u64::from(recipe.slot) {
-            let found = frame::local(&User, layout, frame, recipe.slot);
+            let found =
+                frame::local_in(&User, layout, frame, recipe.slot, &mut walk.scratch.windows);
             walk.local.frame = 0;
             if let Ok(found) = found {
                 walk.local = Local {
@@ -220,12 +221,7 @@ fn at(base: u64, offset: u32) -> u64 {
 /// [`ANY`].
 #[inline(always)]
 fn copy<const TEXT: u32>(walk: &mut Walk, layout: &Layout, place: Place, wanted: u8, address: u64) {
-    let type_address = if wanted == value::TEXT {
-        object::type_of_text(&User, layout, address, &mut walk.scratch)
-    } else {
-        object::type_of(&User, layout, address)
-    };
-    let Ok(type_address) = type_address else {
+    let Ok(type_address) = object::type_of(&User, layout, address, &mut walk.scratch) else {
         return failed(walk, place, NO_STEP, address, 0);
     };
     if wanted == value::OBJECT {
@@ -449,7 +445,7 @@ fn open(walk: &mut Walk, layout: &Layout) -> bool {
     let mut flags = 0;
     let mut type_address = 0;
     if address != 0 {
-        let Ok(found) = object::type_of(&User, layout, address) else {
+        let Ok(found) = object::type_of(&User, layout, address, &mut walk.scratch) else {
             return false;
         };
         let Ok(found_flags) = object::type_flags(&User, layout, found) else {

@@ -1,15 +1,15 @@
 //! Walks the Python frames of a thread, innermost first.
 //!
 //! One walker for the kernel, the agent and the tests. It costs at most one
-//! read a frame, allocates nothing, and has a shape that the kernel's verifier
-//! follows: its buffer is part of the [`Walker`], which the kernel keeps in a
-//! map, and offsets into it are masked. How many frames to follow is the
+//! read a frame and mostly less ([`Windows`]), allocates nothing, and has a
+//! shape that the kernel's verifier follows. How many frames to follow is the
 //! caller's to bound, which also ends a chain that runs in a circle.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::layout::{ABSENT, Layout};
-use crate::{Error, Memory, WORDS, field};
+use crate::window::{Kind, Windows};
+use crate::{Error, Memory, field};
 
 /// A frame that runs Python code.
 #[repr(C)]
@@ -52,21 +52,20 @@ pub enum Advance {
 /// Follows a chain of frames outwards.
 ///
 /// From 3.11 on the frames of functions that call each other stand one behind
-/// the other. A read is dear and hardly dearer for more bytes, so where two
-/// did, what stands before the second is read with it.
+/// the other in the interpreter's own stack, those of generators and
+/// coroutines are part of these, and where C code calls Python, a frame of the
+/// interpreter's own stands on the C stack.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Walker {
     /// Where [`Walker::advance`] has come to.
     pub frame: Frame,
     /// The next frame, or 0.
     next: u64,
-    /// Address of the memory that was read.
-    base: u64,
-    /// How many heads can begin there, a word apart; 0 if nothing was read.
-    heads: u64,
-    /// What was read.
-    words: [u64; WORDS],
+    /// The last frame in the interpreter's stack, or 0.
+    stack: u64,
+    /// The last frame of the interpreter's own, or 0.
+    shim: u64,
 }
 
 impl Default for Walker {
@@ -86,9 +85,8 @@ impl Walker {
                 owner: 0,
             },
             next: 0,
-            base: 0,
-            heads: 0,
-            words: [0; WORDS],
+            stack: 0,
+            shim: 0,
         }
     }
 
@@ -100,9 +98,17 @@ impl Walker {
         memory: &M,
         layout: &Layout,
         tstate: u64,
+        windows: &mut Windows,
     ) -> Result<(), Error> {
         self.start_at(0);
-        self.next = innermost(memory, layout, tstate)?;
+        let at = &layout.tstate;
+        let mut frame = windows.u64(memory, Kind::Object, field(tstate, at.frame))?;
+        if at.frame_link != ABSENT && frame != 0 {
+            // In the frame of the C function that runs Python code.
+            self.shim = frame;
+            frame = windows.u64(memory, Kind::Shims, field(frame, at.frame_link))?;
+        }
+        self.next = frame;
         Ok(())
     }
 
@@ -110,17 +116,22 @@ impl Walker {
     #[inline(always)]
     pub fn start_at(&mut self, frame: u64) {
         self.next = frame;
-        self.frame.address = 0;
-        self.heads = 0;
+        self.stack = 0;
+        self.shim = 0;
     }
 
     /// The next frame of Python code, or none at the end of the chain.
     ///
     /// Frames of the interpreter's own are passed over, of which a few follow
     /// each other at most.
-    pub fn step<M: Memory>(&mut self, memory: &M, layout: &Layout) -> Result<Option<Frame>, Error> {
+    pub fn step<M: Memory>(
+        &mut self,
+        memory: &M,
+        layout: &Layout,
+        windows: &mut Windows,
+    ) -> Result<Option<Frame>, Error> {
         for _ in 0..MAX_SHIMS {
-            match self.advance(memory, layout) {
+            match self.advance(memory, layout, windows) {
                 Advance::Frame => return Ok(Some(self.frame)),
                 Advance::Shim => {}
                 Advance::End => return Ok(None),
@@ -133,7 +144,12 @@ impl Walker {
     /// Reads one frame: [`Walker::step`] in smaller steps, without a loop.
     /// After a frame that cannot be read the chain is at its end.
     #[inline(always)]
-    pub fn advance<M: Memory>(&mut self, memory: &M, layout: &Layout) -> Advance {
+    pub fn advance<M: Memory>(
+        &mut self,
+        memory: &M,
+        layout: &Layout,
+        windows: &mut Windows,
+    ) -> Advance {
         let address = self.next;
         if address == 0 {
             return Advance::End;
@@ -141,17 +157,19 @@ impl Walker {
         self.next = 0;
         let at = &layout.frame;
         let old = at.owner == ABSENT;
-        if !self.holds(address) && !self.fetch(memory, address, old) {
+        let count = if old { OLD_HEAD_WORDS } else { HEAD_WORDS };
+        let kind = self.kind(address, old);
+        if windows.find(memory, kind, address, count).is_err() {
             return Advance::Unreadable;
         }
-        self.next = self.word(address, at.back);
+        self.next = windows.word(at.back);
         let owner = if old {
             0
         } else {
-            self.word(address, at.owner) >> (at.owner % 8 * 8) & 0xff
+            windows.word(at.owner) >> (at.owner % 8 * 8) & 0xff
         };
-        let code = self.word(address, at.code) & !u64::from(at.tag_bits);
-        let instruction = self.word(address, at.lasti);
+        let code = windows.word(at.code) & !u64::from(at.tag_bits);
+        let instruction = windows.word(at.lasti);
         self.frame = Frame {
             address,
             code,
@@ -164,48 +182,28 @@ impl Walker {
         };
         // Without shims the bound is `ABSENT`, which no byte reaches.
         if owner >= u64::from(at.shim_owner) || code == 0 {
+            self.shim = address;
             Advance::Shim
         } else {
+            if owner == OWNED_BY_THREAD && !old {
+                self.stack = address;
+            }
             Advance::Frame
         }
     }
 
-    /// Whether the head of the frame at `address` was read already.
+    /// What is around the frame at `address`.
     #[inline(always)]
-    fn holds(&self, address: u64) -> bool {
-        let offset = address.wrapping_sub(self.base);
-        offset.is_multiple_of(8) && offset / 8 < self.heads
-    }
-
-    /// Reads the head of the frame at `address`, and what is before it if the
-    /// last frame stood close behind; false if it cannot be read.
-    #[inline(always)]
-    fn fetch<M: Memory>(&mut self, memory: &M, address: u64, old: bool) -> bool {
-        let distance = self.frame.address.wrapping_sub(address);
-        let mut before = 0;
-        if !old && distance < NEAR && distance != 0 {
-            // Not beyond the page, as that before it need not be there.
-            before = address % PAGE / 8;
-            if before > MAX_BEFORE {
-                before = MAX_BEFORE;
-            }
+    fn kind(&self, address: u64, old: bool) -> Kind {
+        if old {
+            Kind::Object
+        } else if self.stack == 0 || address.abs_diff(self.stack) < REACH {
+            Kind::Stack
+        } else if address.abs_diff(self.shim) < REACH {
+            Kind::Shims
+        } else {
+            Kind::Object
         }
-        let head = if old { OLD_HEAD_WORDS } else { HEAD_WORDS };
-        self.base = address.wrapping_sub(before * 8);
-        self.heads = before + 1;
-        let read = memory.words(self.base, &mut self.words, (before + head) as usize);
-        if !read {
-            self.heads = 0;
-        }
-        read
-    }
-
-    /// The word of the frame at `address` that has the field at `offset`,
-    /// which does not reach beyond it.
-    #[inline(always)]
-    fn word(&self, address: u64, offset: u32) -> u64 {
-        let at = address.wrapping_sub(self.base).wrapping_add(offset.into()) / 8;
-        u64::from_le(self.words[at as usize % WORDS])
     }
 }
 
@@ -248,8 +246,31 @@ pub fn local<M: Memory>(
     frame: u64,
     slot: u32,
 ) -> Result<Option<u64>, Error> {
-    let at = field(frame, layout.frame.localsplus).wrapping_add(u64::from(slot) * 8);
-    let value = memory.u64(at)?;
+    object(layout, memory.u64(variable(layout, frame, slot))?)
+}
+
+/// [`local`], with the memory that is read around it.
+#[inline(always)]
+pub fn local_in<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    frame: u64,
+    slot: u32,
+    windows: &mut Windows,
+) -> Result<Option<u64>, Error> {
+    let at = variable(layout, frame, slot);
+    object(layout, windows.u64(memory, Kind::Object, at)?)
+}
+
+/// Where a frame has a variable.
+#[inline(always)]
+fn variable(layout: &Layout, frame: u64, slot: u32) -> u64 {
+    field(frame, layout.frame.localsplus).wrapping_add(u64::from(slot) * 8)
+}
+
+/// The object that a variable's value stands for.
+#[inline(always)]
+fn object(layout: &Layout, value: u64) -> Result<Option<u64>, Error> {
     let tag = u64::from(layout.frame.tag_bits);
     // Both bits of a `_PyStackRef` mark a number, which the evaluation stack
     // has and no variable (3.14).
@@ -286,13 +307,11 @@ const OLD_HEAD_WORDS: u64 = 16;
 /// Words of an `_PyInterpreterFrame` up to `f_localsplus` (3.14t), which every
 /// frame has: one without variables has an evaluation stack.
 const HEAD_WORDS: u64 = 10;
-/// The most words before a head that are read with it.
-const MAX_BEFORE: u64 = 192;
-/// Bytes between two frames of which one was called by the other, without
-/// anything between them.
-const NEAR: u64 = 1024;
-/// Bytes of a page of memory, or of a part of one.
-const PAGE: u64 = 4096;
+/// `owner` of a frame in the interpreter's stack (`FRAME_OWNED_BY_THREAD`,
+/// 3.11 to 3.14).
+const OWNED_BY_THREAD: u64 = 0;
+/// Frames nearer to each other than this lie in the same stack.
+const REACH: u64 = 1 << 14;
 /// More frames of the interpreter's own than ever follow each other: the one
 /// of a call from C and, in 3.14, the thread's base.
 const MAX_SHIMS: u32 = 8;
@@ -334,10 +353,11 @@ mod tests {
 
     fn walk(fake: &Fake, layout: &Layout, tstate: u64, limit: usize) -> Result<Vec<u64>, Error> {
         let mut walker = Walker::new();
-        walker.start(fake, layout, tstate)?;
+        let mut windows = Windows::new();
+        walker.start(fake, layout, tstate, &mut windows)?;
         let mut codes = Vec::new();
         while codes.len() < limit {
-            match walker.step(fake, layout)? {
+            match walker.step(fake, layout, &mut windows)? {
                 Some(frame) => codes.push(frame.code),
                 None => break,
             }
@@ -370,7 +390,7 @@ mod tests {
                 0x1008
             };
             assert_eq!(
-                walker.step(fake, layout),
+                walker.step(fake, layout, &mut Windows::new()),
                 Ok(Some(Frame {
                     address,
                     code: 0x1000,
@@ -378,12 +398,14 @@ mod tests {
                     owner: 0
                 }))
             );
-            assert_eq!(walker.step(fake, layout), Ok(None));
+            assert_eq!(walker.step(fake, layout, &mut Windows::new()), Ok(None));
             // A frame that has not begun.
             if layout.frame.lasti_unit != 0 {
                 fake.put_u64(field(address, layout.frame.lasti), 0xffff_ffff);
                 walker.start_at(address);
-                let found = walker.step(fake, layout).map(|found| found.unwrap());
+                let found = walker
+                    .step(fake, layout, &mut Windows::new())
+                    .map(|found| found.unwrap());
                 assert_eq!(found.map(|found| found.instruction), Ok(u64::MAX));
             }
         });
@@ -429,9 +451,16 @@ mod tests {
             let outer = frame(fake, layout, 0xdead_0000, 0x1000, &[]);
             let mut walker = Walker::new();
             walker.start_at(outer);
-            assert!(walker.step(fake, layout).is_ok_and(|frame| frame.is_some()));
-            assert_eq!(walker.step(fake, layout), Err(Error::Unreadable));
-            assert_eq!(walker.step(fake, layout), Ok(None));
+            assert!(
+                walker
+                    .step(fake, layout, &mut Windows::new())
+                    .is_ok_and(|frame| frame.is_some())
+            );
+            assert_eq!(
+                walker.step(fake, layout, &mut Windows::new()),
+                Err(Error::Unreadable)
+            );
+            assert_eq!(walker.step(fake, layout, &mut Windows::new()), Ok(None));
         });
     }
 
@@ -443,7 +472,10 @@ mod tests {
             fake.put_u64(field(address, layout.frame.back), address);
             let mut walker = Walker::new();
             walker.start_at(address);
-            assert_eq!(walker.step(fake, layout), Err(Error::TooLong));
+            assert_eq!(
+                walker.step(fake, layout, &mut Windows::new()),
+                Err(Error::TooLong)
+            );
         });
     }
 
@@ -513,7 +545,6 @@ mod tests {
                 assert!(u64::from(offset) < words * 8);
             }
             assert!(u64::from(at.localsplus) + 8 >= HEAD_WORDS * 8);
-            assert!(MAX_BEFORE + words <= WORDS as u64);
         }
     }
 
@@ -537,18 +568,17 @@ mod tests {
                 outer = frame(fake, layout, outer, code * 0x1000, &[]);
             }
             let memory = Counting(fake, Cell::new(0));
+            let mut windows = Windows::new();
             let mut walker = Walker::new();
             walker.start_at(outer);
             for code in (1..=40).rev() {
-                let found = walker.step(&memory, layout);
+                let found = walker.step(&memory, layout, &mut windows);
                 assert_eq!(found.map(|frame| frame.unwrap().code), Ok(code * 0x1000));
             }
-            assert_eq!(walker.step(&memory, layout), Ok(None));
-            if layout.frame.owner == ABSENT {
-                assert_eq!(memory.1.get(), 40);
-            } else {
-                assert!(memory.1.get() <= 20, "{}", memory.1.get());
-            }
+            assert_eq!(walker.step(&memory, layout, &mut windows), Ok(None));
+            // Four frames of the test's fill a window.
+            assert!(memory.1.get() <= 12, "{}", memory.1.get());
+            assert_eq!(windows.reads(), u64::from(memory.1.get()));
         });
     }
 
@@ -568,7 +598,7 @@ mod tests {
             let mut walker = Walker::new();
             walker.start_at(inner);
             let codes = [0x1000, 0x2000].map(|_| {
-                let found = walker.step(fake, layout);
+                let found = walker.step(fake, layout, &mut Windows::new());
                 found.map(|frame| frame.unwrap().code)
             });
             assert_eq!(codes, [Ok(0x1000), Ok(0x2000)]);

@@ -14,8 +14,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::layout::{ABSENT, Layout};
 use crate::object::flag;
-use crate::recipe::Scratch;
-use crate::{Error, Memory, WORDS, field};
+use crate::recipe::{Scratch, lasting};
+use crate::window::Kind;
+use crate::{Error, Memory, field};
 
 /// Entries of a table that are looked at: one less than a power of two, so
 /// that it is a mask.
@@ -32,7 +33,7 @@ pub(crate) struct Table {
     keys: u64,
     /// Address of the entries.
     entries: u64,
-    /// Where in the scratch they were read to already, or 0.
+    /// Index of the first in the windows, or 0 if they were not read yet.
     first: u64,
     /// How many are looked at, deleted ones included.
     count: u64,
@@ -42,7 +43,7 @@ pub(crate) struct Table {
     values: u64,
     /// Number of the entry that was found, or [`NOT_FOUND`].
     found: u64,
-    /// Index of its value in the scratch.
+    /// Index of its value in the windows.
     found_at: u64,
 }
 
@@ -70,11 +71,12 @@ pub(crate) fn open_dict<M: Memory>(
     known_dict(memory, layout, address, scratch)?;
     let type_address = word(scratch, layout.object.ob_type);
     if type_address != scratch.dict_type {
-        let flags = memory.u64(field(type_address, layout.type_object.tp_flags))?;
+        let at = field(type_address, layout.type_object.tp_flags);
+        let flags = scratch.windows.u64(memory, Kind::Type, at)?;
         if flags & flag::DICT_SUBCLASS == 0 {
             return Err(Error::WrongType);
         }
-        scratch.dict_type = type_address;
+        scratch.dict_type = lasting(type_address, flags);
     }
     open_keys(memory, layout, scratch)
 }
@@ -82,8 +84,7 @@ pub(crate) fn open_dict<M: Memory>(
 /// Opens the attributes that the object at `address` itself has, wherever its
 /// version and type keep them.
 ///
-/// A read is dear and hardly dearer for more bytes: what is before the object
-/// is read with it, and its type as far as anything in it may matter.
+/// What is before the object is looked for together with it.
 #[inline(always)]
 pub(crate) fn open_attributes<M: Memory>(
     memory: &M,
@@ -93,46 +94,41 @@ pub(crate) fn open_attributes<M: Memory>(
 ) -> Result<(), Error> {
     let at = &layout.type_object;
     let own = &layout.instance;
-    let type_address;
     let mut dict = 0;
     scratch.table.values = 0;
-    if own.managed_dict == ABSENT {
-        type_address = memory.pointer(field(address, layout.object.ob_type))?;
-    } else if memory.words(
-        address.wrapping_sub(BEFORE.into()),
-        &mut scratch.words,
-        ((BEFORE + layout.object.size) / 8) as usize,
-    ) {
-        type_address = word(scratch, BEFORE + layout.object.ob_type);
-        dict = word(scratch, BEFORE.wrapping_sub(own.managed_dict));
-        if own.values != ABSENT {
-            scratch.table.values = word(scratch, BEFORE.wrapping_sub(own.values));
+    let mut type_address = 0;
+    if own.managed_dict != ABSENT {
+        let start = address.wrapping_sub(BEFORE.into());
+        let count = u64::from((BEFORE + layout.object.size) / 8);
+        if scratch
+            .windows
+            .find(memory, Kind::Object, start, count)
+            .is_ok()
+        {
+            type_address = word(scratch, BEFORE + layout.object.ob_type);
+            dict = word(scratch, BEFORE.wrapping_sub(own.managed_dict));
+            if own.values != ABSENT {
+                scratch.table.values = word(scratch, BEFORE.wrapping_sub(own.values));
+            }
         }
-    } else {
-        // Not a type that keeps something there.
-        type_address = memory.pointer(field(address, layout.object.ob_type))?;
+    }
+    if type_address == 0 {
+        // Not a type that keeps something before its instances, maybe.
+        let at = field(address, layout.object.ob_type);
+        type_address = scratch.windows.pointer(memory, Kind::Object, at)?;
     }
     let start = field(type_address, at.tp_basicsize);
-    let short = ((at.tp_dictoffset - at.tp_basicsize) / 8) as usize + 1;
-    let mut keys = 0;
-    if own.managed_dict == ABSENT {
-        if !memory.words(start, &mut scratch.words, short) {
-            return Err(Error::Unreadable);
-        }
-    } else {
-        let cached = layout.heap_type.ht_cached_keys - at.tp_basicsize;
-        if memory.words(start, &mut scratch.words, (cached / 8) as usize + 1) {
-            keys = word(scratch, cached);
-        } else if !memory.words(start, &mut scratch.words, short) {
-            // A type that is defined in C ends earlier.
-            return Err(Error::Unreadable);
-        }
-    }
+    let count = u64::from((at.tp_dictoffset - at.tp_basicsize) / 8) + 1;
+    scratch.windows.find(memory, Kind::Type, start, count)?;
     let flags = word(scratch, at.tp_flags - at.tp_basicsize);
+    let size = word(scratch, 0);
+    let offset = word(scratch, at.tp_dictoffset - at.tp_basicsize);
     if own.managed_dict != ABSENT && flags & MANAGED_DICT != 0 {
         if own.inline_values != 0 && flags & INLINE_VALUES != 0 {
-            let values = address.wrapping_add(word(scratch, 0));
-            if memory.u8(field(values, layout.dict_values.valid))? != 0 {
+            let values = address.wrapping_add(size);
+            let valid = field(values, layout.dict_values.valid);
+            let bytes = scratch.windows.u64(memory, Kind::Object, valid & !7)?;
+            if bytes >> (valid % 8 * 8) & 0xff != 0 {
                 scratch.table.values = field(values, layout.dict_values.values);
             }
         } else if own.tagged != 0 && dict & 1 != 0 {
@@ -141,12 +137,12 @@ pub(crate) fn open_attributes<M: Memory>(
         }
     } else {
         scratch.table.values = 0;
-        let offset = word(scratch, at.tp_dictoffset - at.tp_basicsize);
         // Negative where instances differ in size: not followed.
         if offset == 0 || offset > MAX_DICT_OFFSET {
             return Err(Error::WrongType);
         }
-        dict = memory.pointer(address.wrapping_add(offset))?;
+        let at = address.wrapping_add(offset);
+        dict = scratch.windows.pointer(memory, Kind::Object, at)?;
     }
     if scratch.table.values == 0 {
         if dict == 0 {
@@ -154,7 +150,8 @@ pub(crate) fn open_attributes<M: Memory>(
         }
         known_dict(memory, layout, dict, scratch)?;
     } else {
-        scratch.table.keys = keys;
+        let at = field(type_address, layout.heap_type.ht_cached_keys);
+        scratch.table.keys = scratch.windows.u64(memory, Kind::Type, at)?;
     }
     open_keys(memory, layout, scratch)
 }
@@ -167,10 +164,8 @@ fn known_dict<M: Memory>(
     address: u64,
     scratch: &mut Scratch,
 ) -> Result<(), Error> {
-    let count = (layout.dict.ma_values / 8) as usize + 1;
-    if !memory.words(address, &mut scratch.words, count) {
-        return Err(Error::Unreadable);
-    }
+    let count = u64::from(layout.dict.ma_values / 8) + 1;
+    scratch.windows.find(memory, Kind::Object, address, count)?;
     scratch.table.keys = word(scratch, layout.dict.ma_keys);
     let mut values = word(scratch, layout.dict.ma_values);
     if values != 0 {
@@ -180,8 +175,7 @@ fn known_dict<M: Memory>(
     Ok(())
 }
 
-/// Opens the entries of the table's `PyDictKeysObject`, which in a small one
-/// are read with its head.
+/// Opens the table's `PyDictKeysObject`.
 #[inline(always)]
 fn open_keys<M: Memory>(memory: &M, layout: &Layout, scratch: &mut Scratch) -> Result<(), Error> {
     let at = &layout.dict_keys;
@@ -189,10 +183,9 @@ fn open_keys<M: Memory>(memory: &M, layout: &Layout, scratch: &mut Scratch) -> R
     if keys == 0 {
         return Err(Error::Null);
     }
-    let whole = memory.words(keys, &mut scratch.words, SMALL_WORDS);
-    if !whole && !memory.words(keys, &mut scratch.words, KEYS_HEAD_WORDS) {
-        return Err(Error::Unreadable);
-    }
+    scratch
+        .windows
+        .find(memory, Kind::Table, keys, KEYS_HEAD_WORDS)?;
     let index_bytes;
     if at.dk_size == ABSENT {
         let log2_bytes = byte(scratch, at.dk_log2_index_bytes);
@@ -224,12 +217,7 @@ fn open_keys<M: Memory>(memory: &M, layout: &Layout, scratch: &mut Scratch) -> R
     scratch.table.count = count;
     let head = u64::from(at.dk_indices) + index_bytes;
     scratch.table.entries = keys.wrapping_add(head);
-    let words = head / 8 + count * (2 + scratch.table.hashed);
-    scratch.table.first = if whole && head % 8 == 0 && words <= SMALL_WORDS as u64 {
-        head / 8
-    } else {
-        0
-    };
+    scratch.table.first = 0;
     Ok(())
 }
 
@@ -245,35 +233,37 @@ pub(crate) fn find<M: Memory>(memory: &M, key: u64, scratch: &mut Scratch) -> Re
     let count = scratch.table.count & MAX_ENTRIES;
     let hashed = scratch.table.hashed & 1;
     let stride = 2 + hashed;
-    let entries = scratch.table.entries;
-    if scratch.table.first == 0
-        && !memory.words(entries, &mut scratch.words, (count * stride) as usize)
-    {
-        return Err(Error::Unreadable);
+    if scratch.table.first == 0 {
+        let entries = scratch.table.entries;
+        scratch
+            .windows
+            .find(memory, Kind::Table, entries, count * stride)?;
+        scratch.table.first = scratch.windows.at();
     }
+    let scratch = black_box(scratch);
     // The hash comes before the key.
-    let mut at = (scratch.table.first + hashed) as usize;
+    let mut at = scratch.table.first.wrapping_add(hashed);
     scratch.table.found = NOT_FOUND;
     for index in 0..MAX_ENTRIES {
         if index >= count {
             break;
         }
-        if scratch.words[at % WORDS] == key {
+        if scratch.windows.nth(at) == key {
             scratch.table.found = index;
-            scratch.table.found_at = at as u64 + 1;
+            scratch.table.found_at = at + 1;
             break;
         }
-        at += stride as usize;
+        at += stride;
     }
     let scratch = black_box(scratch);
     if scratch.table.found == NOT_FOUND {
         return Err(Error::Null);
     }
     let value = if scratch.table.values == 0 {
-        scratch.words[scratch.table.found_at as usize % WORDS]
+        scratch.windows.nth(scratch.table.found_at)
     } else {
-        let offset = scratch.table.found * 8;
-        memory.u64(scratch.table.values.wrapping_add(offset))?
+        let at = scratch.table.values.wrapping_add(scratch.table.found * 8);
+        scratch.windows.u64(memory, Kind::Object, at)?
     };
     if value == 0 {
         return Err(Error::Null);
@@ -284,7 +274,7 @@ pub(crate) fn find<M: Memory>(memory: &M, key: u64, scratch: &mut Scratch) -> Re
 /// The aligned 64-bit field at `offset` of what was read.
 #[inline(always)]
 fn word(scratch: &Scratch, offset: u32) -> u64 {
-    u64::from_le(scratch.words[(offset / 8) as usize % WORDS])
+    scratch.windows.word(offset)
 }
 
 /// The byte at `offset` of what was read.
@@ -307,9 +297,7 @@ const MAX_LOG2_INDEX_BYTES: u64 = 24;
 const MAX_DICT_OFFSET: u64 = 1 << 16;
 
 /// Words of a `PyDictKeysObject` up to its indices.
-const KEYS_HEAD_WORDS: usize = 5;
-/// Words of a small one with its entries: 20 attributes have room.
-const SMALL_WORDS: usize = 64;
+const KEYS_HEAD_WORDS: u64 = 5;
 /// Bytes before an object that are read with it: where a type may say that
 /// instances have their dictionary or their values.
 const BEFORE: u32 = 32;

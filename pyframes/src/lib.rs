@@ -33,6 +33,7 @@ pub mod repr;
 pub mod sequence;
 pub mod text;
 pub mod value;
+pub mod window;
 
 #[cfg(test)]
 mod fake;
@@ -105,7 +106,7 @@ pub trait Memory {
 }
 
 /// Words of the buffer that [`Memory::words`] fills; a power of two, so that
-/// offsets can be masked.
+/// lengths can be masked.
 pub const WORDS: usize = 256;
 
 /// Why something could not be read.

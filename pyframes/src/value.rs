@@ -6,7 +6,8 @@
 
 use crate::layout::{ABSENT, Layout};
 use crate::object::flag;
-use crate::recipe::Scratch;
+use crate::recipe::{Scratch, lasting};
+use crate::window::Kind;
 use crate::{Error, Memory, field};
 
 /// Where a `str` keeps its code points.
@@ -63,17 +64,23 @@ pub fn value_flags<M: Memory>(
     scratch: &mut Scratch,
 ) -> Result<u64, Error> {
     if type_address == 0 || scratch.value_type != type_address {
-        scratch.value_type = 0;
-        scratch.value_flags = type_flags(memory, layout, type_address)?;
-        scratch.value_type = type_address;
+        let at = field(type_address, layout.type_object.tp_flags);
+        scratch.value_flags = scratch.windows.u64(memory, Kind::Type, at)?;
+        scratch.value_type = lasting(type_address, scratch.value_flags);
     }
     Ok(scratch.value_flags)
 }
 
 /// The type of the object at `address`.
 #[inline(always)]
-pub fn type_of<M: Memory>(memory: &M, layout: &Layout, address: u64) -> Result<u64, Error> {
-    memory.pointer(field(address, layout.object.ob_type))
+pub fn type_of<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+    scratch: &mut Scratch,
+) -> Result<u64, Error> {
+    let at = field(address, layout.object.ob_type);
+    scratch.windows.pointer(memory, Kind::Object, at)
 }
 
 /// Whether the type is that of `None`.
@@ -94,42 +101,6 @@ pub fn is_float_type<M: Memory>(memory: &M, layout: &Layout, type_address: u64) 
     }
 }
 
-/// The type of the object at `address`, which should be a `str`: what is to
-/// be known of one is read with it.
-#[inline(always)]
-pub fn type_of_text<M: Memory>(
-    memory: &M,
-    layout: &Layout,
-    address: u64,
-    scratch: &mut Scratch,
-) -> Result<u64, Error> {
-    match read_text(memory, layout, address, scratch) {
-        // Something shorter at the end of what is mapped.
-        Err(_) => type_of(memory, layout, address),
-        Ok(()) => match word(scratch, layout.object.ob_type) {
-            0 => Err(Error::Null),
-            found => Ok(found),
-        },
-    }
-}
-
-/// Reads what is to be known of the `str` at `address`.
-#[inline(always)]
-fn read_text<M: Memory>(
-    memory: &M,
-    layout: &Layout,
-    address: u64,
-    scratch: &mut Scratch,
-) -> Result<(), Error> {
-    scratch.overwritten();
-    let count = word_count(layout.unicode.state);
-    if !memory.words(address, &mut scratch.words, count) {
-        return Err(Error::Unreadable);
-    }
-    scratch.head = address;
-    Ok(())
-}
-
 /// The text of the object at `address`, which must be a `str`.
 #[inline(always)]
 pub fn text<M: Memory>(
@@ -139,9 +110,8 @@ pub fn text<M: Memory>(
     scratch: &mut Scratch,
 ) -> Result<Text, Error> {
     let at = &layout.unicode;
-    if scratch.head != address {
-        read_text(memory, layout, address, scratch)?;
-    }
+    let count = word_count(at.state);
+    scratch.windows.find(memory, Kind::Object, address, count)?;
     let bits = word(scratch, at.state) as u32 >> (at.kind_shift & 31);
     let width = u64::from(bits & 7);
     if width != 1 && width != 2 && width != 4 {
@@ -149,7 +119,8 @@ pub fn text<M: Memory>(
     }
     let points = word(scratch, at.length);
     let data = if bits & COMPACT == 0 {
-        memory.pointer(field(address, at.data))?
+        let at = field(address, at.data);
+        scratch.windows.pointer(memory, Kind::Object, at)?
     } else if bits & ASCII == 0 {
         field(address, at.compact_size)
     } else {
@@ -172,10 +143,8 @@ pub fn int<M: Memory>(
     scratch: &mut Scratch,
 ) -> Result<i64, Error> {
     let at = &layout.long;
-    scratch.overwritten();
-    if !memory.words(address, &mut scratch.words, word_count(at.ob_digit)) {
-        return Err(Error::Unreadable);
-    }
+    let count = word_count(at.ob_digit);
+    scratch.windows.find(memory, Kind::Object, address, count)?;
     let count;
     let negative;
     if at.lv_tag == ABSENT {
@@ -211,10 +180,8 @@ pub fn exception<M: Memory>(
     scratch: &mut Scratch,
 ) -> Result<Exception, Error> {
     let at = &layout.exception;
-    scratch.overwritten();
-    if !memory.words(address, &mut scratch.words, word_count(at.suppress_context)) {
-        return Err(Error::Unreadable);
-    }
+    let count = word_count(at.suppress_context);
+    scratch.windows.find(memory, Kind::Object, address, count)?;
     Ok(Exception {
         args: word(scratch, at.args),
         traceback: word(scratch, at.traceback),
@@ -241,14 +208,14 @@ pub fn entry<M: Memory>(memory: &M, layout: &Layout, address: u64) -> Result<Ent
 
 /// Words up to and with the one at `offset`.
 #[inline(always)]
-fn word_count(offset: u32) -> usize {
-    (offset / 8) as usize + 1
+fn word_count(offset: u32) -> u64 {
+    u64::from(offset / 8) + 1
 }
 
 /// The aligned 64-bit field at `offset` of what was read.
 #[inline(always)]
 fn word(scratch: &Scratch, offset: u32) -> u64 {
-    u64::from_le(scratch.words[(offset / 8) as usize % HEAD_ROOM])
+    scratch.windows.word(offset)
 }
 
 /// The bit of `tp_flags` that tells that instances are exceptions
@@ -269,9 +236,6 @@ const ASCII: u32 = 16;
 /// 64-bit build).
 const DIGIT_BITS: u32 = 30;
 const DIGIT_MASK: u64 = (1 << DIGIT_BITS) - 1;
-
-/// No head is longer, in words; a power of two, for masks.
-const HEAD_ROOM: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -314,27 +278,27 @@ mod tests {
     }
 
     #[test]
-    fn tells_the_type_of_what_should_be_a_text() {
+    fn remembers_the_flags_of_types_that_stay() {
         for_each_layout(|layout, fake| {
             let address = fake.string(layout, "/items");
             let mut scratch = scratch();
-            let class = type_of(fake, layout, address).expect("has one");
-            let found = type_of_text(fake, layout, address, &mut scratch);
-            assert_eq!(found, Ok(class));
-            for _ in 0..2 {
-                let flags = value_flags(fake, layout, class, &mut scratch);
-                assert_eq!(flags, type_flags(fake, layout, class));
-                assert!(flags.is_ok_and(is_text));
-            }
-            // What was read of the one is not taken for the other.
-            let other = fake.string(layout, "/orders");
-            let found = text(fake, layout, other, &mut scratch);
-            assert_eq!(found.map(|text| text.points), Ok(7));
-            let found = value_flags(fake, layout, 0xdead_0000, &mut scratch);
-            assert!(found.is_err());
-            let number = fake.int(layout, 5);
-            let class = type_of(fake, layout, number);
-            assert_eq!(type_of_text(fake, layout, number, &mut scratch), class);
+            let class = type_of(fake, layout, address, &mut scratch).expect("has one");
+            let flags = type_flags(fake, layout, class).expect("mapped");
+            assert!(is_text(flags));
+            assert_eq!(value_flags(fake, layout, class, &mut scratch), Ok(flags));
+            // Not even when all else is forgotten.
+            let at = field(class, layout.type_object.tp_flags);
+            fake.put_u64(at, flags | flag::HEAPTYPE);
+            scratch.forget();
+            assert_eq!(value_flags(fake, layout, class, &mut scratch), Ok(flags));
+            scratch.forget_types();
+            let found = value_flags(fake, layout, class, &mut scratch);
+            assert_eq!(found, Ok(flags | flag::HEAPTYPE));
+            // Another may be at its address, if it was on the heap.
+            fake.put_u64(at, flags);
+            scratch.forget();
+            assert_eq!(value_flags(fake, layout, class, &mut scratch), Ok(flags));
+            assert!(value_flags(fake, layout, 0xdead_0000, &mut scratch).is_err());
         });
     }
 
@@ -441,7 +405,7 @@ mod tests {
                 layout.exception.suppress_context,
             ] {
                 assert_eq!(offset % 8, 0);
-                assert!(word_count(offset) <= HEAD_ROOM);
+                assert!(word_count(offset) <= 16);
             }
             // The head of an object is no longer than what is asked of it.
             assert!(layout.unicode.length < layout.unicode.state);

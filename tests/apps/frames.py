@@ -4,8 +4,8 @@ Prints a line of JSON when it listens: its port, the addresses of code
 objects, names and types, and the slots of variables. Each answer is JSON too:
 the code objects of the frames that ran when something was sent, reset or
 raised. A request is a line, `<port> <depth> <resets>`: where to ask somebody
-else before answering, how many frames more to answer with, and how often to
-reset a variable before.
+else before answering, how many frames more to ask and answer with, and how
+often to reset a variable before.
 
 Runs with every CPython from 3.8 on and needs nothing else.
 """
@@ -172,12 +172,12 @@ def serve(listener):
         with connection:
             port, depth, resets = map(int, connection.recv(64).split())
             told = {"reset": reset(), "raised": raised(), "refused": refused()}
-            told["request"] = ask(port)
+            descend(depth, lambda: told.update(request=ask(port)))
             handle(connection, told, depth, resets)
 
 
 def main():
-    functions = [answer, handle, raised, refused, reset, ask]
+    functions = [answer, handle, serve, raised, refused, reset, ask]
     names = ["path", "number", "route", "attribute10", "missing"]
     listener = socket.create_server(("127.0.0.1", 0))
     told = {

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use pyframes::layout::{self, Layout, Series};
-use pyframes::{Error, Memory};
+use pyframes::{Error, Memory, WORDS};
 
 mod tell;
 
@@ -160,6 +160,11 @@ impl<'m, M: Memory> Recorder<'m, M> {
 
 impl<M: Memory> Memory for Recorder<'_, M> {
     fn read(&self, address: u64, into: &mut [u8]) -> bool {
+        // What is around frames is not looked at: the reader takes them one
+        // by one if it cannot have that.
+        if into.len() == size_of::<[u64; WORDS]>() {
+            return false;
+        }
         let read = self.memory.read(address, into);
         if read {
             let mut bytes = self.bytes.borrow_mut();

@@ -9,6 +9,7 @@ use pyframes::frame::{self, Walker};
 use pyframes::interpreter as state;
 use pyframes::layout::ABSENT;
 use pyframes::repr::{self, Limits};
+use pyframes::window::Windows;
 use pyframes::{Code, Error, Memory, attribute, line, object, text};
 
 use super::threads::{KernelThreads, Progress};
@@ -269,9 +270,10 @@ impl Reader {
             return Err(Error::Malformed);
         }
         let mut walker = Walker::new();
-        walker.start(process, layout, listed.tstate)?;
+        let mut windows = Windows::new();
+        walker.start(process, layout, listed.tstate, &mut windows)?;
         let mut frames = Vec::new();
-        while let Some(frame) = walker.step(process, layout)? {
+        while let Some(frame) = walker.step(process, layout, &mut windows)? {
             if frames.len() == MAX_FRAMES {
                 return Err(Error::TooLong);
             }

@@ -70,12 +70,14 @@ pub enum Counter {
     TlsUnjoined = 41,
     /// TLS records received that might be of several connections.
     TlsAmbiguous = 42,
+    /// Reads of a process's memory for frames and what they hold.
+    StackReads = 29,
 }
 
 impl Counter {
     /// Every counter with its name as the operator reads it and whether it
     /// counts a loss.
-    pub const ALL: [(Self, &'static str, bool); 32] = [
+    pub const ALL: [(Self, &'static str, bool); 33] = [
         (Self::RecordsWritten, "kernel.records", false),
         (Self::DataRingFull, "kernel.lost.data_ring_full", true),
         (
@@ -132,5 +134,6 @@ impl Counter {
         (Self::TlsJoined, "kernel.tls_joined", false),
         (Self::TlsUnjoined, "kernel.lost.tls_unjoined", true),
         (Self::TlsAmbiguous, "kernel.tls_ambiguous", false),
+        (Self::StackReads, "kernel.stack_reads", false),
     ];
 }

@@ -225,8 +225,10 @@ impl CodeKey {
     }
 }
 
-/// Bits of a [`Filter`]: a power of two, many times the recipes there can be.
-pub const FILTER_BITS: usize = 1 << 16;
+/// Bits of a [`Filter`]: a power of two, many times the code objects with
+/// recipes of a few processes. More would take more memory than a walk finds
+/// in the processor's caches.
+pub const FILTER_BITS: usize = 1 << 12;
 
 /// Which code objects may have recipes: the only value of `FILTER`. Most have
 /// none, and this is cheaper to ask than `RECIPES`.

@@ -9,6 +9,7 @@ use pyframes::exception::{self, Link};
 use pyframes::frame::{self, Walker};
 use pyframes::generator::{Generator, Kind, State};
 use pyframes::repr::{Limits, write_repr};
+use pyframes::window::Windows;
 use pyframes::{Dict, Layout, Memory, Sequence, line, object, text};
 
 use super::Read;
@@ -167,7 +168,7 @@ impl<'m, M: Memory> Situation<'m, M> {
             Some(frame) => {
                 let mut walker = Walker::new();
                 walker.start_at(frame);
-                match walker.step(self.memory, self.layout)? {
+                match walker.step(self.memory, self.layout, &mut Windows::new())? {
                     Some(frame) => number(self.place(frame)?.1),
                     None => "None".to_owned(),
                 }
@@ -187,7 +188,7 @@ impl<'m, M: Memory> Situation<'m, M> {
         let mut walker = Walker::new();
         walker.start_at(frame::of_object(self.memory, self.layout, object)?);
         for _ in 0..MAX_FRAMES {
-            let Some(frame) = walker.step(self.memory, self.layout)? else {
+            let Some(frame) = walker.step(self.memory, self.layout, &mut Windows::new())? else {
                 break;
             };
             let (code, line) = self.place(frame)?;
