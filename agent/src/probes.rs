@@ -35,11 +35,12 @@ const TRACEPOINTS: [(&str, &str); 5] = [
 
 /// Programs that another continues with, in the order of their numbers in
 /// `STEPS`.
-const STEPS: [&str; 4] = [
+const STEPS: [&str; 5] = [
     "vector_element",
     "walk_frames",
     "run_recipe",
     "copy_exception",
+    "transfer",
 ];
 
 /// The same in `FUNCTION_STEPS`, from number 1 on.

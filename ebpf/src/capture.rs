@@ -3,6 +3,7 @@
 use abi::counter::Counter;
 use abi::map::{Connection, Target};
 use abi::record::{Data, Owner, direction, flag, kind, role};
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::RawTracePointContext;
 
@@ -114,9 +115,10 @@ struct Record<const N: usize> {
     payload: [u8; N],
 }
 
-/// Bytes were transferred on a descriptor.
+/// Bytes were transferred on a descriptor: unless they are of no connection or
+/// a TLS session's records, continues with the program that records them.
 #[inline(always)]
-pub(crate) fn transfer(
+pub(crate) fn begin(
     ctx: &RawTracePointContext,
     pid_tgid: u64,
     fd: i32,
@@ -138,6 +140,40 @@ pub(crate) fn transfer(
     if tls::is_sealed(pid_tgid, target, thread, connection, fd, way, first_bytes) {
         return;
     }
+    let Some(pending) = pending() else {
+        return;
+    };
+    pending.data.fd = fd;
+    pending.data.direction = way;
+    pending.data.conn = connection.id;
+    pending.vector = source.address;
+    pending.elements = source.elements;
+    pending.left = total;
+    // SAFETY: nothing here waits to be dropped.
+    unsafe { STEPS.tail_call(ctx, step::TRANSFER) };
+    count(Counter::TransferCutOff);
+}
+
+/// Goes on where [`begin`] left off.
+#[inline(always)]
+pub(crate) fn transfer(ctx: &RawTracePointContext) {
+    let Some(pending) = pending() else {
+        return;
+    };
+    let fd = pending.data.fd;
+    let way = pending.data.direction;
+    let total = pending.left;
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let pid = (pid_tgid >> 32) as u32;
+    let Some(connection) = connections::held(pid, fd, pending.data.conn) else {
+        return;
+    };
+    let Some(target) = processes::target(pid) else {
+        return;
+    };
+    let Some(thread) = threads::known(pid_tgid) else {
+        return;
+    };
     let place = contexts::place(target, thread);
     turn(connection, way);
     let offset = count_bytes(connection, way, total);
@@ -161,17 +197,12 @@ pub(crate) fn transfer(
             thread.flags |= thread_flag::ANSWERED;
         }
     }
-    let Some(pending) = pending() else {
-        return;
-    };
     let data = &mut pending.data;
     data.kind = kind::DATA;
-    data.direction = way;
     data.rule = finding.rule;
     data.flags = 0;
     data.pid = pid;
     data.tid = pid_tgid as u32;
-    data.fd = fd;
     data.conn = connection.id;
     data.offset = offset;
     data.len = 0;
@@ -185,12 +216,9 @@ pub(crate) fn transfer(
         None => 0,
     };
     data.tail = [0; 8];
-    pending.vector = source.address;
-    pending.elements = source.elements;
-    pending.left = total;
     stacks::at_transfer(ctx, pid_tgid, target, place, connection, way, finding);
-    if source.elements == BUFFER {
-        return segment(&mut pending.data, connection, source.address, clamp(total));
+    if pending.elements == BUFFER {
+        return segment(&mut pending.data, connection, pending.vector, clamp(total));
     }
     next_element(ctx, pending);
 }

@@ -79,6 +79,21 @@ pub(crate) fn waiting_in(target: &Target) -> u64 {
 
 #[inline(always)]
 fn raw_place(target: &Target) -> Option<Place> {
+    let mut place = Place {
+        context: 0,
+        entered: false,
+        tstate: 0,
+    };
+    let _unreadable = read_place(target, &mut place);
+    // Written whatever was found: kernels refuse to copy what a none would
+    // leave undefined.
+    if place.tstate == 0 { None } else { Some(place) }
+}
+
+/// Reads the current thread's context; `PyThreadState` last, so that it is 0
+/// where anything is wrong.
+#[inline(always)]
+fn read_place(target: &Target, place: &mut Place) -> Option<()> {
     if target.flags & target_flag::PYTHON == 0 {
         return None;
     }
@@ -101,11 +116,8 @@ fn raw_place(target: &Target) -> Option<Place> {
     }
     let context: u64 = user::read(tstate, i64::from(target.tstate_context))?;
     if context == 0 {
-        return Some(Place {
-            context,
-            entered: false,
-            tstate,
-        });
+        place.tstate = tstate;
+        return Some(());
     }
     // `ctx_prev`, `ctx_vars`, `ctx_weakreflist` and `ctx_entered` follow each
     // other, in this order, in every version.
@@ -119,11 +131,10 @@ fn raw_place(target: &Target) -> Option<Place> {
         // than the thread.
         entered = false;
     }
-    Some(Place {
-        context,
-        entered,
-        tstate,
-    })
+    place.context = context;
+    place.entered = entered;
+    place.tstate = tstate;
+    Some(())
 }
 
 /// Whether the current thread is its process's first.

@@ -153,7 +153,7 @@ pub(crate) fn item(pid: u32, target: &Target, thread: &Thread) -> Finding {
 pub(crate) fn started(target: &Target, parent: u32, pid: u32, tid: u32) {
     let child = u64::from(pid) << 32 | u64::from(tid);
     let pid_tgid = bpf_get_current_pid_tgid();
-    let mut thread = Thread::default();
+    let mut thread = Thread::NONE;
     let Some(starter) = threads::entry(pid_tgid) else {
         return;
     };
@@ -213,7 +213,7 @@ fn is_own(target: &Target, tstate: u64, thread: bool) -> bool {
 #[inline(always)]
 pub(crate) fn executed(pid_tgid: u64, old: u32) {
     let before = pid_tgid >> 32 << 32 | u64::from(old);
-    let mut thread = Thread::default();
+    let mut thread = Thread::NONE;
     if before != pid_tgid {
         let _absent = THREADS.remove(before);
     } else if let Some(known) = THREADS.get_ptr(pid_tgid) {

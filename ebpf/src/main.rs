@@ -44,7 +44,15 @@ pub(crate) fn syscall_exit(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// Continues `syscall_exit` with one element of an I/O vector. A program of
+/// Continues `syscall_exit` where bytes were transferred. A program of its
+/// own, as the stack of one does not hold what both need.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub(crate) fn transfer(ctx: RawTracePointContext) -> i32 {
+    capture::transfer(&ctx);
+    0
+}
+
+/// Continues `transfer` with one element of an I/O vector. A program of
 /// its own, so that the verifier need not follow a loop over the elements.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub(crate) fn vector_element(ctx: RawTracePointContext) -> i32 {
@@ -52,7 +60,7 @@ pub(crate) fn vector_element(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// Continues `syscall_exit` with frames of the thread's Python stack.
+/// Continues `transfer` with frames of the thread's Python stack.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub(crate) fn walk_frames(ctx: RawTracePointContext) -> i32 {
     stacks::frames(&ctx);

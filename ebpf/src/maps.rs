@@ -126,7 +126,7 @@ pub(crate) mod chain {
 /// Number of a [`step`] → the program on system calls that does it. Written
 /// by the agent before it attaches anything.
 #[map]
-pub(crate) static STEPS: ProgramArray = ProgramArray::with_max_entries(4, 0);
+pub(crate) static STEPS: ProgramArray = ProgramArray::with_max_entries(5, 0);
 
 /// Number of a [`step`] → the program on functions that does it; the kernel
 /// wants programs of one kind in an array. Written as [`STEPS`].
@@ -143,6 +143,8 @@ pub(crate) mod step {
     pub(crate) const RECIPE: u32 = 2;
     /// `copy_exception`.
     pub(crate) const EXCEPTION: u32 = 3;
+    /// `transfer`; on system calls only.
+    pub(crate) const TRANSFER: u32 = 4;
 }
 
 /// Value of [`SCRATCH`].
@@ -273,7 +275,7 @@ pub(crate) const MAX_VALUE_BYTES: usize = 2048;
 
 /// A thread of a target process.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(crate) struct Thread {
     /// When its current system call began, nanoseconds.
     pub(crate) entered: u64,
@@ -303,6 +305,24 @@ pub(crate) struct Thread {
     pub(crate) rule: u32,
     /// Zero.
     pub(crate) pad: u32,
+}
+
+impl Thread {
+    /// A thread of which nothing is known.
+    pub(crate) const NONE: Self = Self {
+        entered: 0,
+        owner: Owner { conn: 0, offset: 0 },
+        read: Owner { conn: 0, offset: 0 },
+        loop_context: 0,
+        work_frame: 0,
+        work_code: 0,
+        work_slot: 0,
+        work_epoch: 0,
+        read_fd: 0,
+        flags: 0,
+        rule: 0,
+        pad: 0,
+    };
 }
 
 /// Bits of [`Thread::flags`].

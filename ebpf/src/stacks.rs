@@ -57,7 +57,7 @@ impl Chain for RawTracePointContext {
     const SCRATCH: u32 = chain::SYSCALL;
 
     /// The elements of the transfer come after them.
-    const MAX_VALUES: u32 = 19;
+    const MAX_VALUES: u32 = 18;
 
     /// Nothing interrupts these programs for another thread.
     #[inline(always)]

@@ -114,7 +114,7 @@ pub(crate) fn exit(ctx: &RawTracePointContext, regs: u64, result: i64) {
         }
     };
     if result > 0 {
-        capture::transfer(ctx, pid_tgid, fd, way, source, result as u64);
+        capture::begin(ctx, pid_tgid, fd, way, source, result as u64);
     }
 }
 

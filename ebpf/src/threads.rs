@@ -10,17 +10,25 @@ use crate::maps::{THREADS, Thread, thread_flag};
 /// The thread's entry, made on first use.
 #[inline(always)]
 pub(crate) fn entry(pid_tgid: u64) -> Option<&'static mut Thread> {
-    if let Some(thread) = THREADS.get_ptr_mut(pid_tgid) {
-        // SAFETY: the map's values outlive the program run; only this thread
-        // writes its entry.
-        return Some(unsafe { &mut *thread });
+    if let Some(thread) = known(pid_tgid) {
+        return Some(thread);
     }
-    let fresh = Thread::default();
-    if THREADS.insert(pid_tgid, fresh, 0).is_err() {
+    if THREADS.insert(pid_tgid, &FRESH, 0).is_err() {
         count(Counter::ThreadTableFull);
         return None;
     }
-    // SAFETY: as above.
+    known(pid_tgid)
+}
+
+/// A thread of which nothing is known; not on the stack, which has no room
+/// for it in every program.
+static FRESH: Thread = Thread::NONE;
+
+/// The thread's entry, if it has one.
+#[inline(always)]
+pub(crate) fn known(pid_tgid: u64) -> Option<&'static mut Thread> {
+    // SAFETY: the map's values outlive the program run; only this thread
+    // writes its entry.
     THREADS
         .get_ptr_mut(pid_tgid)
         .map(|thread| unsafe { &mut *thread })

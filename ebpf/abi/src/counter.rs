@@ -72,12 +72,14 @@ pub enum Counter {
     TlsAmbiguous = 42,
     /// Reads of a process's memory for frames and what they hold.
     StackReads = 29,
+    /// Transfers that the kernel did not let be looked at.
+    TransferCutOff = 30,
 }
 
 impl Counter {
     /// Every counter with its name as the operator reads it and whether it
     /// counts a loss.
-    pub const ALL: [(Self, &'static str, bool); 33] = [
+    pub const ALL: [(Self, &'static str, bool); 34] = [
         (Self::RecordsWritten, "kernel.records", false),
         (Self::DataRingFull, "kernel.lost.data_ring_full", true),
         (
@@ -135,5 +137,6 @@ impl Counter {
         (Self::TlsUnjoined, "kernel.lost.tls_unjoined", true),
         (Self::TlsAmbiguous, "kernel.tls_ambiguous", false),
         (Self::StackReads, "kernel.stack_reads", false),
+        (Self::TransferCutOff, "kernel.lost.transfer_cut_off", true),
     ];
 }
