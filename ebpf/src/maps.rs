@@ -77,6 +77,11 @@ pub(crate) static SESSIONS: LruHashMap<TlsObject, TlsSession> =
 pub(crate) static RECORDS: LruHashMap<TlsRecord, TlsCarrier> =
     LruHashMap::with_max_entries(8192, 0);
 
+/// The key of [`RECORDS`] that a program on system calls looks for; on the
+/// stack it would not fit.
+#[map]
+pub(crate) static RECORD_KEY: PerCpuArray<TlsRecord> = PerCpuArray::with_max_entries(1, 0);
+
 /// Thread (`pid_tgid`) → the `BIO` into which it put a connection's records
 /// last. Evicts the least used, which delays a join.
 #[map]

@@ -17,8 +17,8 @@ use crate::capture::{self, FirstBytes, Plaintext};
 use crate::contexts::{self, Finding};
 use crate::counters::count;
 use crate::maps::{
-    FED, Fed, RECORD_BYTES, RECORDS, SESSIONS, TLS_CALLS, Thread, TlsCall, TlsCarrier, TlsObject,
-    TlsRecord, TlsSession, thread_flag,
+    FED, Fed, RECORD_BYTES, RECORD_KEY, RECORDS, SESSIONS, TLS_CALLS, Thread, TlsCall, TlsCarrier,
+    TlsObject, TlsRecord, TlsSession, thread_flag,
 };
 use crate::{connections, emit, processes, stacks, threads, user};
 
@@ -151,9 +151,16 @@ fn looks_sealed(first: FirstBytes) -> bool {
 /// a `BIO`.
 #[inline(always)]
 fn remember(pid: u32, conn: u64, fd: i32, first: FirstBytes) {
-    let Some(key) = record(pid, first) else {
+    let Some(key) = RECORD_KEY.get_ptr_mut(0) else {
         return;
     };
+    // SAFETY: the key belongs to this CPU, and only programs on system calls
+    // use it, with preemption off.
+    let key = unsafe { &mut *key };
+    if !identify(key, pid, first) {
+        return;
+    }
+    let key: &TlsRecord = key;
     let mut carrier = TlsCarrier { conn, fd, pad: 0 };
     if let Some(known) = RECORDS.get_ptr(key) {
         // SAFETY: the map's values outlive the program run.
@@ -166,17 +173,22 @@ fn remember(pid: u32, conn: u64, fd: i32, first: FirstBytes) {
     let _full = RECORDS.insert(key, carrier, 0);
 }
 
-/// The beginning of records, unless another connection might come with the
-/// same: random bytes or a ciphertext must be among it.
+/// Takes the beginning of records for a key, unless another connection might
+/// come with the same: random bytes or a ciphertext must be among it.
 #[inline(always)]
-fn record(pid: u32, first: FirstBytes) -> Option<TlsRecord> {
+fn identify(key: &mut TlsRecord, pid: u32, first: FirstBytes) -> bool {
     if first.len < RECORD_BYTES as u64 {
-        return None;
+        return false;
     }
-    let bytes: [u8; RECORD_BYTES] = user::read(first.address, 0)?;
-    let hello = bytes[HEADER_BYTES] == CLIENT_HELLO || bytes[HEADER_BYTES] == SERVER_HELLO;
-    let unique = bytes[0] == APPLICATION_DATA || bytes[0] == HANDSHAKE && hello;
-    unique.then_some(TlsRecord { bytes, pid, pad: 0 })
+    key.pid = pid;
+    key.pad = 0;
+    // SAFETY: the key has room for as many bytes.
+    if !unsafe { user::copy(first.address, key.bytes.as_mut_ptr(), RECORD_BYTES as u32) } {
+        return false;
+    }
+    let message = key.bytes[HEADER_BYTES];
+    let hello = message == CLIENT_HELLO || message == SERVER_HELLO;
+    key.bytes[0] == APPLICATION_DATA || key.bytes[0] == HANDSHAKE && hello
 }
 
 /// The application put bytes into a `BIO`.
@@ -191,9 +203,15 @@ pub(crate) fn fed(bio: u64, address: u64, len: u64) {
         address,
         len: len & 0xffff_ffff,
     };
-    let Some(key) = record(pid, first) else {
-        return;
+    let mut key = TlsRecord {
+        bytes: [0; RECORD_BYTES],
+        pid,
+        pad: 0,
     };
+    if !identify(&mut key, pid, first) {
+        return;
+    }
+    let key = &key;
     let Some(known) = RECORDS.get_ptr(key) else {
         return;
     };
