@@ -68,6 +68,11 @@ counters! {
         no_thread_state => "spans.no_parent.no_thread_state",
         /// No parent: bytes of several owners in one write.
         mixed_queue => "spans.no_parent.mixed_queue",
+        /// No parent: the greenlet was working on no request that was seen.
+        unowned_greenlet => "spans.no_parent.unowned_greenlet",
+        /// No parent: the current greenlet could not be read, or greenlets
+        /// were not followed yet.
+        unseen_greenlet => "spans.no_parent.unseen_greenlet",
         /// No parent: the owner's bytes hold several requests, or its next
         /// request came before it was answered.
         pipelined => "spans.no_parent.pipelined",
@@ -458,11 +463,14 @@ impl Assembler {
     fn owner(&self, evidence: Evidence) -> Result<(ExchangeId, &Server), Refusal> {
         let inferred = match evidence.rule {
             rule::CONTEXT | rule::THREAD | rule::QUEUED => false,
+            rule::GREENLET | rule::SPAWNED => false,
             rule::CONTEXT_AFTER_READ | rule::QUEUED_AFTER_READ => true,
             rule::EVENT_LOOP => return Err(|stats| &stats.event_loop),
             rule::IDLE_THREAD => return Err(|stats| &stats.idle_thread),
             rule::NO_THREAD_STATE | rule::NONE => return Err(|stats| &stats.no_thread_state),
             rule::MIXED_QUEUE => return Err(|stats| &stats.mixed_queue),
+            rule::UNOWNED_GREENLET => return Err(|stats| &stats.unowned_greenlet),
+            rule::UNSEEN_GREENLET => return Err(|stats| &stats.unseen_greenlet),
             _ => return Err(|stats| &stats.unowned_context),
         };
         let Owner { conn, offset } = evidence.owner;
@@ -493,7 +501,7 @@ impl Assembler {
         if server.pipelined {
             return Err(|stats| &stats.pipelined);
         }
-        if server.ended && evidence.rule == rule::THREAD {
+        if server.ended && matches!(evidence.rule, rule::THREAD | rule::GREENLET) {
             return Err(|stats| &stats.ended);
         }
         Ok((ExchangeId { conn, number }, server))
@@ -1067,6 +1075,8 @@ mod tests {
             rule::CONTEXT_AFTER_READ,
             rule::QUEUED,
             rule::QUEUED_AFTER_READ,
+            rule::GREENLET,
+            rule::SPAWNED,
         ] {
             let mut bench = Bench::new();
             bench.request(0, 0);
@@ -1081,13 +1091,15 @@ mod tests {
     #[test]
     fn evidence_that_found_none_is_counted_by_its_reason() {
         type Counter = fn(&AssembleStats) -> &Count;
-        let reasons: [(u8, Counter); 8] = [
+        let reasons: [(u8, Counter); 10] = [
             (rule::UNOWNED_CONTEXT, |stats| &stats.unowned_context),
             (rule::EVENT_LOOP, |stats| &stats.event_loop),
             (rule::IDLE_THREAD, |stats| &stats.idle_thread),
             (rule::NO_THREAD_STATE, |stats| &stats.no_thread_state),
             (rule::NONE, |stats| &stats.no_thread_state),
             (rule::MIXED_QUEUE, |stats| &stats.mixed_queue),
+            (rule::UNOWNED_GREENLET, |stats| &stats.unowned_greenlet),
+            (rule::UNSEEN_GREENLET, |stats| &stats.unseen_greenlet),
             (17, |stats| &stats.unowned_context),
             (255, |stats| &stats.unowned_context),
         ];

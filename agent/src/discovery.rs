@@ -6,6 +6,7 @@
 //! memory and steers `probes`.
 
 mod frameworks;
+mod greenlets;
 mod lineage;
 mod message;
 
@@ -18,6 +19,7 @@ use abi::map::{Connection, Descriptor, Target, target_flag};
 use abi::record::role;
 
 use self::frameworks::{Moments, RELOOK};
+use self::greenlets::Following;
 use self::lineage::Lineage;
 pub use self::lineage::Traffic;
 use crate::probes::{Hook, ProbeError, Probes};
@@ -70,6 +72,10 @@ counters! {
         resumed => "discovery.lineage_resumed",
         /// Function probes that could not be attached.
         hooks_failed => "discovery.hooks_failed",
+        /// Processes whose greenlets are followed.
+        greenlets => "discovery.greenlets",
+        /// Processes with greenlets that cannot be followed.
+        without_greenlets => "discovery.without_greenlets",
         /// Recipes that the kernel side has no room for.
         recipes_failed => "discovery.dropped.recipes",
     }
@@ -138,6 +144,8 @@ struct Tracee {
     lineage: Lineage,
     /// Whether its transports' writes are probed.
     writes_probed: bool,
+    /// How its greenlets are followed.
+    greenlets: Following,
     moments: Moments,
     /// The server that runs it, with its version.
     server: Option<(&'static str, Option<String>)>,
@@ -170,6 +178,8 @@ pub struct Discovery {
     frames: bool,
     host: Host,
     next_seed: u64,
+    /// The next `Target::greenlet_epoch`.
+    next_greenlet_epoch: u32,
     /// What happened, counted.
     pub stats: DiscoveryStats,
 }
@@ -184,6 +194,7 @@ impl Discovery {
             frames,
             host: Host::read(),
             next_seed: SEEDED,
+            next_greenlet_epoch: 1,
             stats: DiscoveryStats::default(),
         }
     }
@@ -234,6 +245,7 @@ impl Discovery {
             target: from.target,
             lineage: Lineage::Never,
             writes_probed: false,
+            greenlets: Following::default(),
             moments: from.moments,
             server: from.server.clone(),
             next_frameworks: Instant::now() + RELOOK,
@@ -271,7 +283,9 @@ impl Discovery {
         };
         if tracee.interpreter.is_some() {
             changes.messages.push(message);
-            tracee.target.flags &= !(target_flag::TASK_AFTER_READ | target_flag::LINEAGE);
+            tracee.target.flags &= !(target_flag::TASK_AFTER_READ
+                | target_flag::LINEAGE
+                | target_flag::GREENLET_OWNERS);
             self.follow(child, &process, probes);
             self.hook_moments(child, probes);
         }
@@ -306,6 +320,7 @@ impl Discovery {
         tracee.target = Target::default();
         tracee.lineage = Lineage::Never;
         tracee.writes_probed = false;
+        tracee.greenlets = Following::default();
         tracee.moments = Moments::default();
         tracee.server = None;
         tracee.until = Some(now + PATIENCE);
@@ -404,6 +419,7 @@ impl Discovery {
                 target,
                 lineage: Lineage::Never,
                 writes_probed: false,
+                greenlets: Following::default(),
                 moments: Moments::default(),
                 server: None,
                 next_frameworks: now + RELOOK,
@@ -428,6 +444,7 @@ impl Discovery {
             .get(&pid)
             .is_some_and(|tracee| tracee.interpreter.is_some());
         if known {
+            self.greenlets(pid, &process, probes);
             self.modules(pid, &process, probes);
             self.frameworks(pid, &process, probes, changes, urgent);
             return;
@@ -501,6 +518,7 @@ impl Discovery {
     /// probes in place, does what they see count.
     fn follow(&mut self, pid: u32, process: &Process, probes: &mut Probes) {
         self.hook_contexts(pid, process, probes);
+        self.greenlets(pid, process, probes);
         self.modules(pid, process, probes);
         if let Some(tracee) = self.tracees.get(&pid) {
             tell(pid, &tracee.target, probes);
@@ -602,9 +620,12 @@ fn place(hook: Hook, path: &std::path::Path, offset: u64) -> Placement {
         .unwrap_or(0);
     let code = code.get(..read).unwrap_or_default();
     match hook {
-        Hook::TransportWrite | Hook::ContextExplicit | Hook::VariableReset | Hook::Raised => {
-            placement::entry(code)
-        }
+        Hook::TransportWrite
+        | Hook::ContextExplicit
+        | Hook::VariableReset
+        | Hook::Raised
+        | Hook::GreenletBorn
+        | Hook::GreenletEnded => placement::entry(code),
         // Chosen by instruction already.
         Hook::ContextCopiedIn(_) | Hook::ContextCreatedIn(_) => Placement {
             offset: 0,

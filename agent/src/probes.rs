@@ -45,13 +45,15 @@ const STEPS: [&str; 4] = [
 const FUNCTION_STEPS: [&str; 3] = ["probe_frames", "probe_recipe", "probe_exception"];
 
 /// Programs on functions, attached when an interpreter is found.
-const FUNCTIONS: [&str; 6] = [
+const FUNCTIONS: [&str; 8] = [
     "context_returned",
     "context_created",
     "context_explicit",
     "transport_write",
     "variable_reset",
     "exception_raised",
+    "greenlet_born",
+    "greenlet_ended",
 ];
 
 /// Programs on places where a new context is in a register: a copy of the
@@ -132,6 +134,10 @@ pub enum Hook {
     VariableReset,
     /// `PyTraceBack_Here`.
     Raised,
+    /// `tp_init` of `greenlet.greenlet`.
+    GreenletBorn,
+    /// `tp_dealloc` of `greenlet.greenlet`.
+    GreenletEnded,
 }
 
 impl Hook {
@@ -145,6 +151,8 @@ impl Hook {
             Self::TransportWrite => "transport_write",
             Self::VariableReset => "variable_reset",
             Self::Raised => "exception_raised",
+            Self::GreenletBorn => "greenlet_born",
+            Self::GreenletEnded => "greenlet_ended",
         }
     }
 }

@@ -13,6 +13,7 @@ mod connections;
 mod contexts;
 mod counters;
 mod emit;
+mod greenlets;
 mod kernel;
 mod maps;
 mod processes;
@@ -159,6 +160,24 @@ births! {
 pub(crate) fn transport_write(ctx: ProbeContext) -> u32 {
     if let Some(transport) = ctx.arg(0) {
         contexts::queued(&ctx, transport);
+    }
+    0
+}
+
+/// `tp_init` of `greenlet.greenlet`: the greenlet is the first argument.
+#[uprobe]
+pub(crate) fn greenlet_born(ctx: ProbeContext) -> u32 {
+    if let Some(greenlet) = ctx.arg(0) {
+        greenlets::born(greenlet);
+    }
+    0
+}
+
+/// `tp_dealloc` of `greenlet.greenlet`: the greenlet is the first argument.
+#[uprobe]
+pub(crate) fn greenlet_ended(ctx: ProbeContext) -> u32 {
+    if let Some(greenlet) = ctx.arg(0) {
+        greenlets::ended(greenlet);
     }
     0
 }

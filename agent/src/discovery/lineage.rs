@@ -77,7 +77,10 @@ impl Discovery {
                         | Hook::ContextExplicit => true,
                         // What uvloop sends is the answer's stack no more.
                         Hook::TransportWrite => !answers,
-                        Hook::VariableReset | Hook::Raised => false,
+                        Hook::VariableReset
+                        | Hook::Raised
+                        | Hook::GreenletBorn
+                        | Hook::GreenletEnded => false,
                     });
                 }
             }
