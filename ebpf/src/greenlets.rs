@@ -110,7 +110,7 @@ pub(crate) fn owner(pid: u32, target: &Target, greenlet: u64) -> Finding {
     };
     // SAFETY: the map's values outlive the program run.
     let found = unsafe { *found };
-    if found.greenlet_seal != seal(key, &found) {
+    if found.seal != seal(key, &found) {
         return nobody(rule::UNOWNED_GREENLET);
     }
     if found.tid != bpf_get_current_pid_tgid() as u32 {
@@ -140,12 +140,12 @@ pub(crate) fn reads(pid_tgid: u64, target: &Target, thread: &Thread, greenlet: u
         owner,
         rule: u32::from(rule::GREENLET),
         tid: pid_tgid as u32,
-        greenlet_seal: 0,
+        seal: 0,
     };
     if let Some(entry) = GREENLETS.get_ptr(key) {
         // SAFETY: the map's values outlive the program run.
         let entry = unsafe { *entry };
-        if entry.greenlet_seal != seal(key, &entry) {
+        if entry.seal != seal(key, &entry) {
             return forget(key);
         }
         if entry.rule == u32::from(rule::EVENT_LOOP) {
@@ -170,7 +170,7 @@ pub(crate) fn waits(pid_tgid: u64, target: &Target, thread: &mut Thread, greenle
         owner: Owner { conn: 0, offset: 0 },
         rule: u32::from(rule::EVENT_LOOP),
         tid: pid_tgid as u32,
-        greenlet_seal: 0,
+        seal: 0,
     };
     set(key((pid_tgid >> 32) as u32, target, greenlet), value);
 }
@@ -210,7 +210,7 @@ pub(crate) fn born(greenlet: u64) {
         owner: finding.owner,
         rule: u32::from(rule),
         tid: pid_tgid as u32,
-        greenlet_seal: 0,
+        seal: 0,
     };
     set(key, value);
 }
@@ -283,7 +283,7 @@ fn key(pid: u32, target: &Target, greenlet: u64) -> GreenletKey {
 /// Notes whose a greenlet is; where that fails, an earlier owner is forgotten.
 #[inline(always)]
 fn set(key: GreenletKey, mut value: GreenletOwner) {
-    value.greenlet_seal = seal(key, &value);
+    value.seal = seal(key, &value);
     if GREENLETS.insert(key, value, 0).is_err() {
         forget(key);
         count(Counter::GreenletTableRefused);

@@ -342,7 +342,7 @@ pub(crate) struct GreenletOwner {
     /// maker's.
     pub(crate) tid: u32,
     /// Says that the value is this key's.
-    pub(crate) greenlet_seal: u64,
+    pub(crate) seal: u64,
 }
 
 /// Value of [`QUEUED`].

@@ -82,6 +82,9 @@ def calls(url, tag, count):
 async def get(library, url, headers=None):
     """One call: on the loop, or in a thread for a library that blocks."""
     if is_async(library):
+        if not hasattr(app.state, "clients"):
+            # The server has no lifespan.
+            app.state.clients = AsyncClients()
         return await app.state.clients.get(library, url, headers)
     return await asyncio.to_thread(blocking.get, library, url, headers)
 

@@ -49,6 +49,15 @@ pub struct Follower {
 }
 
 impl Follower {
+    /// Reads from the start the file in the folder that
+    /// [`AgentOptions::words`] was given.
+    pub fn new(folder: &Path) -> Self {
+        Self {
+            path: folder.join("spans.jsonl"),
+            offset: 0,
+        }
+    }
+
     /// The spans that were written since the last time.
     pub fn spans(&mut self) -> Result<Vec<Span>> {
         let mut file = File::open(&self.path)?;
@@ -170,10 +179,7 @@ impl Agent {
 
     /// Reads the spans as they are written, each once.
     pub fn follow(&self) -> Follower {
-        Follower {
-            path: self.folder.path().join("spans.jsonl"),
-            offset: 0,
-        }
+        Follower::new(self.folder.path())
     }
 
     /// Waits for so many spans; there may be more. Returns all.

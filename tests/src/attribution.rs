@@ -18,12 +18,13 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::Serialize;
+use tempfile::TempDir;
 
 pub use self::model::{Attach, Expected, Interpreter, Meanwhile, Model, Request};
-use crate::agent::{Agent, AgentOptions, Counters, Ended};
+use crate::agent::{Agent, AgentOptions, Counters, Follower};
 use crate::app::{App, Service};
-use crate::load::{Load, Placement, Progress, Sent, parameter, placements};
-use crate::process::{PATIENCE, wait_for};
+use crate::load::{CONCURRENCY, Load, Placement, Progress, Sent, parameter, placements};
+use crate::process::{PATIENCE, Signal, wait_for};
 use crate::trace::{Kind, Span, matching};
 
 /// A ring in which nothing is lost while two cores do the work of three.
@@ -31,6 +32,8 @@ const RING: [&str; 2] = ["--ring-size", "64"];
 /// The service that is called answers after up to so many milliseconds, so
 /// that answers come in another order than requests.
 const JITTER: &str = "8";
+/// More requests than any load gets through before it is told to stop.
+const ENDLESS: usize = usize::MAX / 2;
 /// Calls of no request must have been made, some of them.
 const UNOWNED: usize = 10;
 
@@ -99,45 +102,89 @@ fn downstream() -> Result<App> {
 /// One model: fills in its rows, returns what was not as expected.
 fn check(model: Model, downstream: &App, rows: &mut Vec<Row>) -> Result<Vec<String>> {
     let service = model.service.clone().downstream(downstream);
-    let mut app = model.interpreter.start(service)?;
-    let (agent, sent) = match model.attach {
-        Attach::First => {
-            let agent = attach(&model, &app)?;
-            let mut sent = Vec::new();
-            for number in 0..model.requests.len() {
-                sent.push(send(&model, number, &app, &Progress::default())?);
-            }
-            (agent, sent)
+    let (mut app, tracer, sent) = match model.attach {
+        Attach::Launch => {
+            let folder = tempfile::tempdir()?;
+            let mut words = AgentOptions::new(&[])
+                .arguments(&RING)
+                .words(folder.path())?;
+            words.extend(["run".into(), "--".into()]);
+            let app = model.interpreter.start(service, &words)?;
+            let sent = send_from(0, &model, &app)?;
+            (app, Tracer::Launched(folder), sent)
         }
-        Attach::Midway => attach_midway(&model, &app)?,
+        Attach::First => {
+            let app = model.interpreter.start(service, &[])?;
+            let agent = attach(&model, &app)?;
+            let sent = send_from(0, &model, &app)?;
+            (app, Tracer::Attached(agent), sent)
+        }
+        Attach::Midway => {
+            let app = model.interpreter.start(service, &[])?;
+            let (agent, first) = attach_midway(&model, &app)?;
+            let mut sent = vec![first];
+            sent.extend(send_from(1, &model, &app)?);
+            (app, Tracer::Attached(agent), sent)
+        }
     };
     app.group.expect_running()?;
-    let everything = wait_for_calls(&model, &agent, &sent);
-    let ended = agent.stop()?;
+    let everything = wait_for_calls(&model, tracer.follow(), &sent);
+    let (spans, counters) = tracer.stop(&mut app)?;
     let mut failures = Vec::new();
     if let Err(error) = everything {
         failures.push(format!("{error:#}"));
     }
-    let found = placements(&ended.spans);
+    let found = placements(&spans);
     for (number, (request, sent)) in model.requests.iter().zip(&sent).enumerate() {
         let placement = found.get(&tag(number)).cloned().unwrap_or_default();
         rows.push(model.row(request.target, request.expected.to_string(), &placement));
-        if let Err(error) = judge(&model, request, sent, &placement, &ended.counters) {
+        if let Err(error) = judge(&model, request, sent, &placement, &counters) {
             failures.push(format!("{}: {error:#}: {placement:#?}", request.target));
         }
     }
     for id in &model.unowned {
-        let placement = unowned(&ended.spans, id);
+        let placement = unowned(&spans, id);
         rows.push(model.row(id, "no parent".to_owned(), &placement));
         if placement.misplaced > 0 || placement.unparented < UNOWNED {
             failures.push(format!("{id}: {placement:#?}"));
         }
     }
-    failures.extend(refusals(&ended));
+    failures.extend(refusals(&spans, &counters));
     if !failures.is_empty() {
-        failures.push(format!("{:#?}\n{}", ended.counters, app.group.log()));
+        failures.push(format!("{counters:#?}\n{}", app.group.log()));
     }
     Ok(failures)
+}
+
+/// The agent beside the service, or around it.
+enum Tracer {
+    Attached(Agent),
+    Launched(TempDir),
+}
+
+impl Tracer {
+    fn follow(&self) -> Follower {
+        match self {
+            Self::Attached(agent) => agent.follow(),
+            Self::Launched(folder) => Follower::new(folder.path()),
+        }
+    }
+
+    /// Ends it, and with it a service that it started.
+    fn stop(self, app: &mut App) -> Result<(Vec<Span>, Counters)> {
+        match self {
+            Self::Attached(agent) => {
+                let ended = agent.stop()?;
+                Ok((ended.spans, ended.counters))
+            }
+            Self::Launched(folder) => {
+                app.group.signal(Signal::TERM)?;
+                app.group.wait(PATIENCE)?;
+                let counters = Counters::of(&app.group.lines())?;
+                Ok((Follower::new(folder.path()).spans()?, counters))
+            }
+        }
+    }
 }
 
 fn attach(model: &Model, app: &App) -> Result<Agent> {
@@ -152,30 +199,48 @@ fn attach(model: &Model, app: &App) -> Result<Agent> {
         .start()
 }
 
-/// Attaches while the first load is under way; the others follow.
-fn attach_midway(model: &Model, app: &App) -> Result<(Agent, Vec<Sent>)> {
+/// Attaches in the middle of the first load, which ends when as many requests
+/// were answered since as it was to have.
+fn attach_midway(model: &Model, app: &App) -> Result<(Agent, Sent)> {
     let progress = Progress::default();
-    let (agent, first) = thread::scope(|scope| {
-        let first = scope.spawn(|| send(model, 0, app, &progress));
-        wait_for("a load under way", PATIENCE, || {
-            let answered = progress.answered.load(Ordering::Relaxed);
-            Ok((answered * 4 >= model.count() || first.is_finished()).then_some(()))
-        })?;
-        let agent = attach(model, app)?;
+    thread::scope(|scope| {
+        let first = scope.spawn(|| send(model, 0, ENDLESS, app, &progress));
+        let answered = |count: usize| {
+            wait_for("answers", PATIENCE, || {
+                let answered = progress.answered.load(Ordering::Relaxed);
+                Ok((answered >= count || first.is_finished()).then_some(answered))
+            })
+        };
+        let attached = (|| {
+            answered(CONCURRENCY)?;
+            let agent = attach(model, app)?;
+            let before = progress.answered.load(Ordering::Relaxed);
+            answered(before + model.count())?;
+            anyhow::Ok(agent)
+        })();
+        progress.stop.store(true, Ordering::Relaxed);
         let first = first.join().map_err(|_| anyhow!("the load panicked"))??;
-        anyhow::Ok((agent, first))
-    })?;
-    let mut sent = vec![first];
-    for number in 1..model.requests.len() {
-        sent.push(send(model, number, app, &Progress::default())?);
-    }
-    Ok((agent, sent))
+        Ok((attached?, first))
+    })
 }
 
-/// Sends the load of this number.
-fn send(model: &Model, number: usize, app: &App, progress: &Progress) -> Result<Sent> {
+/// Sends the loads from this number on.
+fn send_from(first: usize, model: &Model, app: &App) -> Result<Vec<Sent>> {
+    (first..model.requests.len())
+        .map(|number| send(model, number, model.count(), app, &Progress::default()))
+        .collect()
+}
+
+/// Sends so many requests of the load of this number.
+fn send(
+    model: &Model,
+    number: usize,
+    count: usize,
+    app: &App,
+    progress: &Progress,
+) -> Result<Sent> {
     let request = &model.requests[number];
-    let load = Load::new(&app.address, request.target, &tag(number), model.count());
+    let load = Load::new(&app.address, request.target, &tag(number), count);
     let load = load.manner(request.manner);
     let sent = match model.meanwhile {
         None => load.run_with(progress),
@@ -198,8 +263,7 @@ fn send(model: &Model, number: usize, app: &App, progress: &Progress) -> Result<
 }
 
 /// What runs after the responses is not over with them.
-fn wait_for_calls(model: &Model, agent: &Agent, sent: &[Sent]) -> Result<()> {
-    let mut follower = agent.follow();
+fn wait_for_calls(model: &Model, mut follower: Follower, sent: &[Sent]) -> Result<()> {
     let (mut calls, mut served) = (BTreeMap::new(), BTreeMap::new());
     wait_for("every call and every request", PATIENCE, || {
         for span in follower.spans()? {
@@ -251,6 +315,8 @@ fn judge(
                 placement.placed > 0 || !model.some_placed,
                 "no call was placed"
             );
+            // A request that was cut off is a span all the same.
+            ensure!(placement.orphaned == 0, "calls under no exported span");
             Ok(())
         }
         Expected::Refused(counter) => {
@@ -267,11 +333,10 @@ fn judge(
 }
 
 /// Calls without a parent must be counted, each by its reason.
-fn refusals(ended: &Ended) -> Option<String> {
+fn refusals(spans: &[Span], counters: &Counters) -> Option<String> {
     let without = |span: &&Span| span.kind == Kind::Client && span.parent.is_none();
-    let without = ended.spans.iter().filter(without).count() as u64;
-    let counted: u64 = ended
-        .counters
+    let without = spans.iter().filter(without).count() as u64;
+    let counted: u64 = counters
         .0
         .iter()
         .filter(|(name, _)| name.starts_with("spans.no_parent."))

@@ -14,9 +14,15 @@
 //! group is a function in the module `attribution` that passes its own name to
 //! [`run`].
 
-use otel_ebpf_tests::app::Service;
-use otel_ebpf_tests::attribution::{Expected, Model, run};
-use otel_ebpf_tests::load::Manner;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use anyhow::Result;
+use otel_ebpf_tests::app::{App, Service};
+use otel_ebpf_tests::attribution::{Expected, Interpreter, Model, run};
+use otel_ebpf_tests::load::{Manner, Progress};
+use otel_ebpf_tests::process::{PATIENCE, Signal, send, wait_for};
+use otel_ebpf_tests::python::Python;
 
 /// A model for each event loop of uvicorn.
 fn on_loops(what: &str, module: &str, with: impl Fn(Service) -> Service) -> Vec<Model> {
@@ -45,6 +51,40 @@ fn tasks(model: Model) -> Model {
             "/threadpool?client=requests",
         ])
         .load_as("/receive?client=aiohttp", Manner::Pieces, Expected::Exact)
+}
+
+/// Every interpreter, and what sets it apart from others of its version.
+fn pythons() -> Vec<(Python, &'static str)> {
+    let own = (8..=13).filter_map(|minor| Some((Python::pyenv(&format!("3.{minor}"))?, "")));
+    let others = [
+        (Python::system(), "stripped"),
+        (Python::debian("bullseye", "3.9"), "stripped"),
+        (Python::debian("trixie", "3.13"), "stripped"),
+        (Python::debian("forky", "3.14"), "stripped"),
+        (Python::free_threaded("3.13"), ""),
+        (Python::free_threaded("3.14"), ""),
+    ];
+    let others = others
+        .into_iter()
+        .filter_map(|(python, kind)| Some((python?, kind)));
+    own.chain(others).collect()
+}
+
+/// Kills a worker for every so many answers.
+fn kill_workers(app: &App, progress: &Progress) -> Result<()> {
+    /// Answers between one kill and the next.
+    const EVERY: usize = 60;
+    let mut next = EVERY;
+    wait_for("the end of the load", PATIENCE, || {
+        if progress.answered.load(Ordering::Relaxed) >= next {
+            next += EVERY;
+            if let Some(&worker) = app.workers().first() {
+                // It may have ended by itself.
+                let _gone = send(worker, Signal::KILL);
+            }
+        }
+        Ok(progress.stop.load(Ordering::Relaxed).then_some(()))
+    })
 }
 
 mod attribution {
@@ -156,5 +196,217 @@ mod attribution {
             "clients_that_leave_and_calls_that_are_given_up",
             models.collect(),
         );
+    }
+
+    /// What a task of a request begins, and how it may end.
+    #[test]
+    fn flows() {
+        let models = on_loops("flows", "flows_app", |service| service);
+        let models = models.into_iter().map(|model| {
+            model.requests(200).loads(&[
+                "/task_group?client=aiohttp",
+                "/task_group?client=httpx",
+                "/anyio?client=httpx",
+                "/generator?client=httpx",
+                "/streamed?client=aiohttp",
+                "/streamed_in_threads",
+                "/cancelled?client=aiohttp",
+                "/cancelled?client=httpx",
+                "/shielded?client=httpx",
+                "/shielded?client=aiohttp",
+            ])
+        });
+        run("flows", models.collect());
+    }
+
+    /// Calls of the lifespan, before the first request and on.
+    #[test]
+    fn startup() {
+        let models = on_loops("traced from its start", "flows_app", |service| {
+            service.env("APP_STARTUP", "1")
+        });
+        let models = models.into_iter().map(|model| {
+            model
+                .launched()
+                .load("/gather?client=aiohttp")
+                .unowned(&["startup-await", "startup-task"])
+        });
+        run("startup", models.collect());
+    }
+
+    /// The agent comes in the middle of it all.
+    #[test]
+    fn attached_under_load() {
+        let mut models = on_loops("attached under load", "fastapi_app", |service| service);
+        models.push(Model::new(
+            "gunicorn gthread, attached under load",
+            Service::gunicorn("flask_app").arguments(&["--threads", "16"]),
+        ));
+        let models = models.into_iter().map(|model| {
+            let threads = model.name.starts_with("gunicorn");
+            let target = if threads {
+                "/downstream"
+            } else {
+                "/gather?client=aiohttp"
+            };
+            model
+                .attach_midway()
+                .load_as(target, Manner::Whole, Expected::NoneMisplaced)
+                .load(target)
+        });
+        run("attached_under_load", models.collect());
+    }
+
+    /// Everything at once: clients that leave, connections that are closed,
+    /// calls that are given up, the agent in the middle of it.
+    #[test]
+    fn chaos() {
+        let models = on_loops("chaos", "flows_app", |service| service);
+        let models = models.into_iter().map(|model| {
+            let (mixed, none) = (Manner::Mixed, Expected::NoneMisplaced);
+            model
+                .attach_midway()
+                .load_as("/impatient?client=aiohttp", mixed, none)
+                .load_as("/cancelled?client=aiohttp", mixed, none)
+                .load_as("/streamed?client=aiohttp", mixed, none)
+                .load_as("/background?client=aiohttp", mixed, none)
+        });
+        run("chaos", models.collect());
+    }
+
+    /// Workers are killed in the middle of requests, and others started.
+    #[test]
+    fn workers_that_are_killed() {
+        let threads = Service::gunicorn("flask_app").arguments(&["--threads", "8"]);
+        let sync = Service::gunicorn("flask_app").arguments(&["--worker-class", "sync"]);
+        let models = [
+            Model::new("gunicorn gthread, killed", threads.workers(3)),
+            Model::new("gunicorn sync, killed", sync.workers(3)),
+            Model::new(
+                "uvicorn uvloop, killed",
+                Service::uvloop("fastapi_app").workers(3),
+            ),
+        ];
+        let models = models.into_iter().map(|model| {
+            model.every_process().meanwhile(kill_workers).load_as(
+                "/downstream?client=requests",
+                Manner::Close,
+                Expected::NoneMisplaced,
+            )
+        });
+        run("workers_that_are_killed", models.collect());
+    }
+
+    #[test]
+    fn workers() {
+        let mut models = on_loops("2 workers", "fastapi_app", |service| service.workers(2));
+        let targets = ["/gather?client=aiohttp", "/threadpool"];
+        models = models.into_iter().map(|it| it.loads(&targets)).collect();
+        let gunicorn = Service::gunicorn("flask_app").workers(2);
+        models.push(Model::new("gunicorn gthread, 2 workers", gunicorn).load("/downstream"));
+        let models = models.into_iter().map(Model::every_process);
+        run("workers", models.collect());
+    }
+
+    /// Every version that the applications install on.
+    #[test]
+    fn versions() {
+        let main = Interpreter::main();
+        let mut models = Vec::new();
+        for interpreter in Interpreter::versions() {
+            if interpreter.label == main.label {
+                continue;
+            }
+            for model in on_loops("versions", "flows_app", |service| service) {
+                models.push(model.on(&interpreter).loads(&[
+                    "/gather?client=aiohttp",
+                    "/task_group?client=httpx",
+                    "/background?client=httpx",
+                    "/threadpool",
+                ]));
+            }
+            let gunicorn = Service::gunicorn("flask_app").arguments(&["--threads", "16"]);
+            let model = Model::new("gunicorn gthread, versions", gunicorn);
+            models.push(model.on(&interpreter).load("/downstream"));
+        }
+        run("versions", models);
+    }
+
+    /// Servers with a thread for each connection, or for each request.
+    #[test]
+    fn threads() {
+        let servers = Interpreter::servers();
+        let wsgiref = |kind: &str| {
+            let words = ["serve_wsgiref.py", kind, "{host}", "{port}"];
+            Service::command("wsgiref", &words)
+        };
+        let runserver = ["django_flows.py", "{host}:{port}"];
+        let waitress = ["-m", "waitress", "--listen={host}:{port}", "--threads=16"];
+        let waitress = Service::command("waitress", &waitress).arguments(&["flask_app:app"]);
+        let models = vec![
+            Model::new("wsgiref", wsgiref("single")),
+            Model::new("wsgiref, threads", wsgiref("threads")),
+            Model::new("Django runserver", Service::command("django", &runserver)),
+        ];
+        let close = Manner::Close;
+        let mut models: Vec<_> = models
+            .into_iter()
+            .map(|model| model.load_as("/downstream", close, Expected::Exact))
+            .collect();
+        // Its first thread reads for those that serve.
+        let refused = Expected::Refused("spans.no_parent.idle_thread");
+        models.push(Model::new("waitress", waitress).load_as("/downstream", close, refused));
+        let models = models.into_iter().map(|model| model.on(&servers));
+        run("threads", models.collect());
+    }
+
+    /// Servers that read in their own way; of granian's reads, which Rust
+    /// threads do, nothing says whose turn it is.
+    #[test]
+    fn other_servers() {
+        let servers = Interpreter::servers();
+        let refused = Expected::Refused("spans.no_parent.unowned_context");
+        let daphne = ["-m", "daphne", "-b", "{host}", "-p", "{port}"];
+        let daphne = Service::command("daphne", &daphne).arguments(&["fastapi_app:app"]);
+        let granian = ["-m", "granian", "--interface", "asgi", "--host", "{host}"];
+        let granian = Service::command("granian", &granian).arguments(&[
+            "--port",
+            "{port}",
+            "fastapi_app:app",
+        ]);
+        let target = "/gather?client=aiohttp";
+        let models = [
+            Model::new("daphne", daphne).load(target),
+            Model::new("granian", granian)
+                .every_process()
+                .load_as(target, Manner::Whole, refused),
+        ];
+        let models = models.into_iter().map(|model| model.on(&servers));
+        run("other_servers", models.collect());
+    }
+
+    /// The standard library alone, in every interpreter that is to be had.
+    #[test]
+    fn interpreters() {
+        let mut models = Vec::new();
+        for (python, kind) in pythons() {
+            let interpreter = Interpreter::of(&python, kind).expect("an interpreter");
+            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("apps/plain.py");
+            let script = python.script(&script).expect("the script");
+            let script = script.to_string_lossy();
+            let service =
+                |kind: &str| Service::command("plain", &[&script, kind, "{host}", "{port}"]);
+            models.push(
+                Model::new("asyncio, a task for each request", service("asyncio"))
+                    .on(&interpreter)
+                    .loads(&["/gather", "/downstream", "/to_thread"]),
+            );
+            models.push(
+                Model::new("http.server, threads", service("threads"))
+                    .on(&interpreter)
+                    .load("/downstream"),
+            );
+        }
+        run("interpreters", models);
     }
 }

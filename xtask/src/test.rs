@@ -43,10 +43,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let greenlets = stages.time("greenlets", || {
         versions_of("greenlets", "requirements-greenlets.txt")
     })?;
-    let (frameworks, parity) = stages.time("frameworks", || {
+    let (frameworks, parity, servers) = stages.time("frameworks", || {
         let frameworks = Venv::ensure("frameworks", "requirements-frameworks.txt")?;
+        let servers = Venv::ensure("servers", "requirements-servers.txt")?;
         let (name, requirements) = parity::REQUIREMENTS;
-        anyhow::Ok((frameworks, Venv::ensure(name, requirements)?))
+        anyhow::Ok((frameworks, Venv::ensure(name, requirements)?, servers))
     })?;
     let agent = stages.time("release agent", agent)?;
 
@@ -81,6 +82,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .env("OTEL_EBPF_GREENLETS_PYTHONS", &greenlets)
         .env("OTEL_EBPF_FRAMEWORKS_PYTHON", frameworks.python())
         .env("OTEL_EBPF_PARITY_PYTHON", parity.python())
+        .env("OTEL_EBPF_SERVERS_PYTHON", servers.python())
         .env("OTEL_EBPF_UVLOOP_PYTHON", &python)
         .env("OTEL_EBPF_ROOTS", roots::directory())
         .env("OTEL_EBPF_ATTRIBUTION", attribution::directory())

@@ -75,6 +75,8 @@ pub enum Expected {
 /// When the agent comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attach {
+    /// Before the service: `otel-ebpf run`.
+    Launch,
     /// Before the load.
     First,
     /// In the middle of the first load.
@@ -150,6 +152,12 @@ impl Model {
         self
     }
 
+    /// The agent starts the service.
+    pub fn launched(mut self) -> Self {
+        self.attach = Attach::Launch;
+        self
+    }
+
     /// The agent comes in the middle of the first load.
     pub fn attach_midway(mut self) -> Self {
         self.attach = Attach::Midway;
@@ -222,6 +230,18 @@ impl Interpreter {
         )
     }
 
+    /// The one that has further servers.
+    ///
+    /// # Panics
+    ///
+    /// Without one, since nothing can be tested then.
+    pub fn servers() -> Self {
+        Self::of_variable(
+            "OTEL_EBPF_SERVERS_PYTHON",
+            "../target/python/servers/bin/python",
+        )
+    }
+
     /// Those of several versions that have the packages of the applications.
     ///
     /// # Panics
@@ -278,9 +298,10 @@ impl Interpreter {
         Ok(found)
     }
 
-    /// Starts a service in it.
-    pub fn start(&self, service: Service) -> Result<App> {
-        service.python(&self.program).start_under(&self.prefix)
+    /// Starts a service in it, by a command that starts the server's.
+    pub fn start(&self, service: Service, prefix: &[OsString]) -> Result<App> {
+        let prefix = [prefix, &self.prefix].concat();
+        service.python(&self.program).start_under(&prefix)
     }
 
     fn of_variable(variable: &str, default: &str) -> Self {
