@@ -73,6 +73,13 @@ counters! {
         /// No parent: the current greenlet could not be read, or greenlets
         /// were not followed yet.
         unseen_greenlet => "spans.no_parent.unseen_greenlet",
+        /// No parent: handed over by a thread that had begun to answer.
+        after_answer => "spans.no_parent.after_answer",
+        /// No parent: an executor's thread, for no request.
+        unowned_work => "spans.no_parent.unowned_work",
+        /// No parent: a thread or process that was started during a request,
+        /// but not by the application's own code.
+        foreign_start => "spans.no_parent.foreign_start",
         /// No parent: the owner's bytes hold several requests, or its next
         /// request came before it was answered.
         pipelined => "spans.no_parent.pipelined",
@@ -462,7 +469,7 @@ impl Assembler {
     /// The server exchange that the evidence points to, or why none.
     fn owner(&self, evidence: Evidence) -> Result<(ExchangeId, &Server), Refusal> {
         let inferred = match evidence.rule {
-            rule::CONTEXT | rule::THREAD | rule::QUEUED => false,
+            rule::CONTEXT | rule::THREAD | rule::QUEUED | rule::WORK_ITEM | rule::STARTED => false,
             rule::GREENLET | rule::SPAWNED => false,
             rule::CONTEXT_AFTER_READ | rule::QUEUED_AFTER_READ => true,
             rule::EVENT_LOOP => return Err(|stats| &stats.event_loop),
@@ -471,6 +478,9 @@ impl Assembler {
             rule::MIXED_QUEUE => return Err(|stats| &stats.mixed_queue),
             rule::UNOWNED_GREENLET => return Err(|stats| &stats.unowned_greenlet),
             rule::UNSEEN_GREENLET => return Err(|stats| &stats.unseen_greenlet),
+            rule::AFTER_ANSWER => return Err(|stats| &stats.after_answer),
+            rule::UNOWNED_WORK => return Err(|stats| &stats.unowned_work),
+            rule::FOREIGN_START => return Err(|stats| &stats.foreign_start),
             _ => return Err(|stats| &stats.unowned_context),
         };
         let Owner { conn, offset } = evidence.owner;

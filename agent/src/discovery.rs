@@ -7,6 +7,7 @@
 
 mod frameworks;
 mod greenlets;
+mod handoffs;
 mod lineage;
 mod message;
 
@@ -76,10 +77,18 @@ counters! {
         greenlets => "discovery.greenlets",
         /// Processes with greenlets that cannot be followed.
         without_greenlets => "discovery.without_greenlets",
+        /// Processes whose executors cannot be followed.
+        queues_failed => "discovery.queues_failed",
         /// Recipes that the kernel side has no room for.
         recipes_failed => "discovery.dropped.recipes",
     }
 }
+
+/// The target's flags that hold only where every probe for them is in place.
+const FOLLOWED: u32 = target_flag::TASK_AFTER_READ
+    | target_flag::LINEAGE
+    | target_flag::WORK_ITEMS
+    | target_flag::GREENLET_OWNERS;
 
 /// Why a process cannot be traced.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +155,8 @@ struct Tracee {
     writes_probed: bool,
     /// How its greenlets are followed.
     greenlets: Following,
+    /// Whether the queues of its executors are probed, or cannot be.
+    queues_probed: bool,
     moments: Moments,
     /// The server that runs it, with its version.
     server: Option<(&'static str, Option<String>)>,
@@ -180,6 +191,8 @@ pub struct Discovery {
     next_seed: u64,
     /// The next `Target::greenlet_epoch`.
     next_greenlet_epoch: u32,
+    /// The last [`Target::epoch`] that was given.
+    last_epoch: u32,
     /// What happened, counted.
     pub stats: DiscoveryStats,
 }
@@ -195,6 +208,7 @@ impl Discovery {
             host: Host::read(),
             next_seed: SEEDED,
             next_greenlet_epoch: 1,
+            last_epoch: 0,
             stats: DiscoveryStats::default(),
         }
     }
@@ -246,6 +260,7 @@ impl Discovery {
             lineage: Lineage::Never,
             writes_probed: false,
             greenlets: Following::default(),
+            queues_probed: false,
             moments: from.moments,
             server: from.server.clone(),
             next_frameworks: Instant::now() + RELOOK,
@@ -283,9 +298,7 @@ impl Discovery {
         };
         if tracee.interpreter.is_some() {
             changes.messages.push(message);
-            tracee.target.flags &= !(target_flag::TASK_AFTER_READ
-                | target_flag::LINEAGE
-                | target_flag::GREENLET_OWNERS);
+            tracee.target.flags &= !FOLLOWED;
             self.follow(child, &process, probes);
             self.hook_moments(child, probes);
         }
@@ -321,6 +334,7 @@ impl Discovery {
         tracee.lineage = Lineage::Never;
         tracee.writes_probed = false;
         tracee.greenlets = Following::default();
+        tracee.queues_probed = false;
         tracee.moments = Moments::default();
         tracee.server = None;
         tracee.until = Some(now + PATIENCE);
@@ -394,6 +408,13 @@ impl Discovery {
         self.tracees.is_empty()
     }
 
+    /// An epoch that no process had before: what was noted of one is never
+    /// found by another of the same id.
+    fn next_epoch(&mut self) -> u32 {
+        self.last_epoch = self.last_epoch.wrapping_add(1);
+        self.last_epoch
+    }
+
     fn begin(
         &mut self,
         pid: u32,
@@ -420,6 +441,7 @@ impl Discovery {
                 lineage: Lineage::Never,
                 writes_probed: false,
                 greenlets: Following::default(),
+                queues_probed: false,
                 moments: Moments::default(),
                 server: None,
                 next_frameworks: now + RELOOK,
@@ -446,6 +468,7 @@ impl Discovery {
         if known {
             self.greenlets(pid, &process, probes);
             self.modules(pid, &process, probes);
+            self.handoffs(pid, &process, probes);
             self.frameworks(pid, &process, probes, changes, urgent);
             return;
         }
@@ -520,6 +543,7 @@ impl Discovery {
         self.hook_contexts(pid, process, probes);
         self.greenlets(pid, process, probes);
         self.modules(pid, process, probes);
+        self.handoffs(pid, process, probes);
         if let Some(tracee) = self.tracees.get(&pid) {
             tell(pid, &tracee.target, probes);
         }
@@ -621,6 +645,8 @@ fn place(hook: Hook, path: &std::path::Path, offset: u64) -> Placement {
     let code = code.get(..read).unwrap_or_default();
     match hook {
         Hook::TransportWrite
+        | Hook::WorkQueued
+        | Hook::WorkWanted
         | Hook::ContextExplicit
         | Hook::VariableReset
         | Hook::Raised

@@ -45,11 +45,13 @@ const STEPS: [&str; 4] = [
 const FUNCTION_STEPS: [&str; 3] = ["probe_frames", "probe_recipe", "probe_exception"];
 
 /// Programs on functions, attached when an interpreter is found.
-const FUNCTIONS: [&str; 8] = [
+const FUNCTIONS: [&str; 10] = [
     "context_returned",
     "context_created",
     "context_explicit",
     "transport_write",
+    "work_queued",
+    "work_wanted",
     "variable_reset",
     "exception_raised",
     "greenlet_born",
@@ -130,6 +132,10 @@ pub enum Hook {
     ContextExplicit,
     /// `write` or `writelines` of uvloop's transport.
     TransportWrite,
+    /// `put` of `_queue.SimpleQueue`.
+    WorkQueued,
+    /// `get` or `get_nowait` of `_queue.SimpleQueue`.
+    WorkWanted,
     /// `PyContextVar_Reset`.
     VariableReset,
     /// `PyTraceBack_Here`.
@@ -149,6 +155,8 @@ impl Hook {
             Self::ContextCreatedIn(holder) => birth(holder).1,
             Self::ContextExplicit => "context_explicit",
             Self::TransportWrite => "transport_write",
+            Self::WorkQueued => "work_queued",
+            Self::WorkWanted => "work_wanted",
             Self::VariableReset => "variable_reset",
             Self::Raised => "exception_raised",
             Self::GreenletBorn => "greenlet_born",

@@ -13,7 +13,7 @@ use crate::kernel::{self, offset};
 use crate::maps::{
     CONNECTIONS, CONTEXTS, ContextKey, ContextOwner, QUEUED, Queued, Thread, thread_flag,
 };
-use crate::{greenlets, processes, stacks, threads, user};
+use crate::{greenlets, handoffs, processes, stacks, threads, user};
 
 /// The current thread's place in Python.
 #[derive(Clone, Copy)]
@@ -120,15 +120,31 @@ fn raw_place(target: &Target) -> Option<Place> {
             greenlet,
         });
     }
+    // `ctx_prev`, `ctx_vars`, `ctx_weakreflist` and `ctx_entered` follow each
+    // other, in this order, in every version.
+    let [before, _, _, entered]: [u64; 4] =
+        user::read(context, i64::from(target.context_entered) - 24)?;
     // `ctx_entered` is an int, or a byte in free-threaded 3.14; the first
     // byte tells on a little-endian machine.
-    let entered: u8 = user::read(context, i64::from(target.context_entered))?;
+    let mut entered = entered & 0xff != 0;
+    if before == 0 && target.flags & target_flag::THREAD_CONTEXTS != 0 && !is_first_thread() {
+        // What a thread runs in from its beginning to its end says no more
+        // than the thread.
+        entered = false;
+    }
     Some(Place {
         context,
-        entered: entered != 0,
+        entered,
         tstate,
         greenlet,
     })
+}
+
+/// Whether the current thread is its process's first.
+#[inline(always)]
+fn is_first_thread() -> bool {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    (pid_tgid >> 32) as u32 == pid_tgid as u32
 }
 
 /// A server connection's bytes were read: they own what is done from here on
@@ -172,10 +188,7 @@ pub(crate) fn current_owner(
     place: Option<Place>,
 ) -> Finding {
     match place {
-        None => Finding {
-            owner: Owner::default(),
-            rule: rule::NO_THREAD_STATE,
-        },
+        None => handoffs::outside_python(target, thread),
         Some(Place { entered: true, .. }) if target.flags & target_flag::LINEAGE == 0 => NOBODY,
         Some(Place {
             context,
@@ -189,14 +202,8 @@ pub(crate) fn current_owner(
             owner: Owner::default(),
             rule: rule::EVENT_LOOP,
         },
-        Some(_) if thread.owner.conn == 0 => Finding {
-            owner: Owner::default(),
-            rule: rule::IDLE_THREAD,
-        },
-        Some(_) => Finding {
-            owner: thread.owner,
-            rule: rule::THREAD,
-        },
+        Some(_) if thread.flags & thread_flag::WORKS != 0 => handoffs::item(pid, target, thread),
+        Some(_) => threads::finding(thread),
     }
 }
 
@@ -278,7 +285,12 @@ pub(crate) fn copied(child: u64) {
     let finding = current_owner(pid, target, thread, place(target, thread));
     let finding = after_read(target, thread, finding);
     let finding = match finding.rule {
-        rule::CONTEXT | rule::THREAD | rule::GREENLET | rule::SPAWNED => Finding {
+        rule::CONTEXT
+        | rule::THREAD
+        | rule::WORK_ITEM
+        | rule::STARTED
+        | rule::GREENLET
+        | rule::SPAWNED => Finding {
             owner: finding.owner,
             rule: rule::CONTEXT,
         },
@@ -405,9 +417,12 @@ pub(crate) fn queued(ctx: &ProbeContext, transport: u64) {
         conn: id,
         owner: finding.owner,
         rule: match finding.rule {
-            rule::CONTEXT | rule::THREAD | rule::GREENLET | rule::SPAWNED => {
-                u32::from(rule::QUEUED)
-            }
+            rule::CONTEXT
+            | rule::THREAD
+            | rule::WORK_ITEM
+            | rule::STARTED
+            | rule::GREENLET
+            | rule::SPAWNED => u32::from(rule::QUEUED),
             rule::CONTEXT_AFTER_READ => u32::from(rule::QUEUED_AFTER_READ),
             other => u32::from(other),
         },

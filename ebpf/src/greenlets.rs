@@ -195,7 +195,12 @@ pub(crate) fn born(greenlet: u64) {
     let place = contexts::place(target, thread);
     let finding = contexts::current_owner(pid, target, thread, place);
     let rule = match finding.rule {
-        rule::CONTEXT | rule::THREAD | rule::GREENLET | rule::SPAWNED => rule::SPAWNED,
+        rule::CONTEXT
+        | rule::THREAD
+        | rule::WORK_ITEM
+        | rule::STARTED
+        | rule::GREENLET
+        | rule::SPAWNED => rule::SPAWNED,
         rule::CONTEXT_AFTER_READ => rule::CONTEXT_AFTER_READ,
         _ => return forget(key),
     };

@@ -14,6 +14,7 @@ mod contexts;
 mod counters;
 mod emit;
 mod greenlets;
+mod handoffs;
 mod kernel;
 mod maps;
 mod processes;
@@ -83,7 +84,8 @@ pub(crate) fn process_fork(ctx: RawTracePointContext) -> i32 {
 /// `sched_process_exec(struct task_struct *p, pid_t old_pid, ...)`.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub(crate) fn process_exec(ctx: RawTracePointContext) -> i32 {
-    if let Some(pid) = processes::exec() {
+    // The second argument is the id that the thread had until now.
+    if let Some(pid) = processes::exec(ctx.arg(1)) {
         debug!(&ctx, "process {} executes another program", pid);
     }
     0
@@ -161,6 +163,22 @@ pub(crate) fn transport_write(ctx: ProbeContext) -> u32 {
     if let Some(transport) = ctx.arg(0) {
         contexts::queued(&ctx, transport);
     }
+    0
+}
+
+/// `put` of `_queue.SimpleQueue`: a vector of arguments follows the queue.
+#[uprobe]
+pub(crate) fn work_queued(ctx: ProbeContext) -> u32 {
+    if let Some(args) = ctx.arg(1) {
+        handoffs::put(args);
+    }
+    0
+}
+
+/// `get` and `get_nowait` of `_queue.SimpleQueue`.
+#[uprobe]
+pub(crate) fn work_wanted(_: ProbeContext) -> u32 {
+    handoffs::take();
     0
 }
 

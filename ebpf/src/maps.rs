@@ -58,6 +58,13 @@ pub(crate) static GREENLETS: LruHashMap<GreenletKey, GreenletOwner> =
 #[map]
 pub(crate) static QUEUED: LruHashMap<Descriptor, Queued> = LruHashMap::with_max_entries(16384, 0);
 
+/// Object that was put into a `SimpleQueue` → on whose behalf. Written when
+/// it is put: as long as somebody holds it, which is until it was worked on,
+/// its address is no other object's. Evicts the least used, which costs a
+/// parent.
+#[map]
+pub(crate) static WORK: LruHashMap<WorkKey, Work> = LruHashMap::with_max_entries(65536, 0);
+
 /// The transfer that `syscall_exit` and its continuations are recording; no
 /// other program may use it. On the stack it would not fit.
 #[map]
@@ -260,6 +267,16 @@ pub(crate) struct Thread {
     /// The entered context in which it waited last for many descriptors: that
     /// of its event loop. 0 if that was outside any context.
     pub(crate) loop_context: u64,
+    /// The frame of `concurrent.futures.thread._worker` that the thread runs
+    /// in, its code object and the slot of its `work_item`; 0 if it is not
+    /// known to be an executor's.
+    pub(crate) work_frame: u64,
+    /// See `work_frame`.
+    pub(crate) work_code: u64,
+    /// See `work_frame`.
+    pub(crate) work_slot: u32,
+    /// [`Target::epoch`] when the thread last asked for a work item.
+    pub(crate) work_epoch: u32,
     /// The descriptor whose bytes `read` names.
     pub(crate) read_fd: i32,
     /// See [`thread_flag`].
@@ -268,8 +285,9 @@ pub(crate) struct Thread {
     /// many descriptors: had another one been an event loop then, that would
     /// be known.
     pub(crate) greenlet_epoch: u32,
-    /// Zero.
-    pub(crate) pad: u32,
+    /// The rule by which `owner` is the thread's, or why it has none; 0 for
+    /// [`abi::record::rule::THREAD`].
+    pub(crate) rule: u32,
 }
 
 /// Bits of [`Thread::flags`].
@@ -288,6 +306,9 @@ pub(crate) mod thread_flag {
     /// It is inside a function that copies a context it was given, not the
     /// current one.
     pub(crate) const EXPLICIT: u32 = 32;
+    /// It is an executor's, has done nothing since it asked for its next work
+    /// item that would say otherwise, and so belongs to who submitted that.
+    pub(crate) const WORKS: u32 = 64;
 }
 
 /// Key of [`CONTEXTS`].
@@ -357,4 +378,26 @@ pub(crate) struct Queued {
     pub(crate) rule: u32,
     /// Zero.
     pub(crate) pad: u32,
+}
+
+/// Key of [`WORK`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct WorkKey {
+    /// Address of the object.
+    pub(crate) item: u64,
+    /// Process id.
+    pub(crate) pid: u32,
+    /// `Target::epoch` at the time of writing.
+    pub(crate) epoch: u32,
+}
+
+/// Value of [`WORK`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Work {
+    /// Whose; `conn` 0 means nobody's.
+    pub(crate) owner: Owner,
+    /// By which rule what is done with the object is owned, or why not.
+    pub(crate) rule: u64,
 }

@@ -8,6 +8,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 
 use crate::counters::count;
 use crate::emit;
+use crate::handoffs;
 use crate::kernel::{self, offset};
 use crate::maps::{TARGETS, THREADS};
 
@@ -26,14 +27,18 @@ pub(crate) fn fork(parent: u64, child: u64) -> Option<u32> {
     let parent = kernel::read::<u32>(parent, offset!(task_tgid))?;
     let target = target(parent)?;
     let pid = kernel::read::<u32>(child, offset!(task_tgid))?;
+    let tid = kernel::read::<u32>(child, offset!(task_pid))?;
+    handoffs::started(target, parent, pid, tid);
     if pid == parent {
         return None;
     }
     // The child's contexts and greenlets are not followed until it has probes
     // of its own.
     let mut copy = *target;
-    copy.flags &=
-        !(target_flag::LINEAGE | target_flag::TASK_AFTER_READ | target_flag::GREENLET_OWNERS);
+    copy.flags &= !(target_flag::LINEAGE
+        | target_flag::TASK_AFTER_READ
+        | target_flag::WORK_ITEMS
+        | target_flag::GREENLET_OWNERS);
     if TARGETS.insert(pid, copy, 0).is_err() {
         count(Counter::TargetTableFull);
         return None;
@@ -43,11 +48,14 @@ pub(crate) fn fork(parent: u64, child: u64) -> Option<u32> {
 }
 
 /// The current process replaced its image: what was known of its interpreter
-/// is no longer true. Returns its id if it is a target.
+/// is no longer true. `old` is the id that its thread had. Returns its id if
+/// it is a target.
 #[inline(always)]
-pub(crate) fn exec() -> Option<u32> {
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+pub(crate) fn exec(old: u32) -> Option<u32> {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let pid = (pid_tgid >> 32) as u32;
     target(pid)?;
+    handoffs::executed(pid_tgid, old);
     let blank = Target::default();
     if TARGETS.insert(pid, blank, 0).is_err() {
         count(Counter::TargetTableFull);
@@ -62,9 +70,10 @@ pub(crate) fn exec() -> Option<u32> {
 pub(crate) fn exit(task: u64) -> Option<u32> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let pid = (pid_tgid >> 32) as u32;
-    target(pid)?;
-    // An entry that is not there is no error: the thread made no call we saw.
+    // Even if the process is no target any more: no later thread of this id
+    // may find it. An entry that is not there is no error.
     let _absent = THREADS.remove(pid_tgid);
+    target(pid)?;
     // The kernel decrements `signal->live` before this tracepoint
     // (do_exit, kernel/exit.c, 5.10 to 6.18).
     let signal = kernel::pointer(task, offset!(task_signal))?;

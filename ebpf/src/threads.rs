@@ -1,8 +1,9 @@
 //! What each thread of a target is doing.
 
 use abi::counter::Counter;
-use abi::record::Owner;
+use abi::record::{Owner, rule};
 
+use crate::contexts::Finding;
 use crate::counters::count;
 use crate::maps::{THREADS, Thread, thread_flag};
 
@@ -36,8 +37,28 @@ pub(crate) fn waits(thread: &mut Thread, epoll: bool) {
     if epoll || unanswered {
         thread.flags |= thread_flag::EVENT_LOOP;
     }
-    thread.flags &= !(thread_flag::FRESH_READ | thread_flag::TAKEN | thread_flag::ANSWERED);
+    thread.flags &= !(thread_flag::FRESH_READ
+        | thread_flag::TAKEN
+        | thread_flag::ANSWERED
+        | thread_flag::WORKS);
     thread.owner = Owner::default();
+    thread.rule = 0;
+}
+
+/// Who owns what the thread does outside any context, or why nobody.
+#[inline(always)]
+pub(crate) fn finding(thread: &Thread) -> Finding {
+    let rule = thread.rule as u8;
+    if thread.owner.conn == 0 {
+        return Finding {
+            owner: Owner::default(),
+            rule: if rule == 0 { rule::IDLE_THREAD } else { rule },
+        };
+    }
+    Finding {
+        owner: thread.owner,
+        rule: if rule == 0 { rule::THREAD } else { rule },
+    }
 }
 
 /// The thread has read server bytes outside any entered context.
@@ -54,6 +75,7 @@ pub(crate) fn reads(pid_tgid: u64, thread: &mut Thread, owner: Owner, fd: i32) {
     let known = !first || thread.flags & thread_flag::WAITED != 0;
     if known && thread.flags & thread_flag::EVENT_LOOP == 0 {
         thread.owner = owner;
-        thread.flags &= !thread_flag::ANSWERED;
+        thread.rule = 0;
+        thread.flags &= !(thread_flag::ANSWERED | thread_flag::WORKS);
     }
 }

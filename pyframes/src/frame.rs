@@ -102,11 +102,7 @@ impl Walker {
         tstate: u64,
     ) -> Result<(), Error> {
         self.start_at(0);
-        let mut frame = memory.u64(field(tstate, layout.tstate.frame))?;
-        if layout.tstate.frame_link != ABSENT && frame != 0 {
-            frame = memory.u64(field(frame, layout.tstate.frame_link))?;
-        }
-        self.next = frame;
+        self.next = innermost(memory, layout, tstate)?;
         Ok(())
     }
 
@@ -211,6 +207,36 @@ impl Walker {
         let at = address.wrapping_sub(self.base).wrapping_add(offset.into()) / 8;
         u64::from_le(self.words[at as usize % WORDS])
     }
+}
+
+/// The innermost frame of the thread whose `PyThreadState` is at `tstate`, or
+/// 0 if it runs no Python code.
+#[inline(always)]
+pub fn innermost<M: Memory>(memory: &M, layout: &Layout, tstate: u64) -> Result<u64, Error> {
+    let frame = memory.u64(field(tstate, layout.tstate.frame))?;
+    if layout.tstate.frame_link == ABSENT || frame == 0 {
+        return Ok(frame);
+    }
+    memory.u64(field(frame, layout.tstate.frame_link))
+}
+
+/// The code object of the frame at `frame`, or 0 if the frame is the
+/// interpreter's own, and the frame that called it, or 0.
+///
+/// For a few frames at a time; a whole stack is a [`Walker`]'s.
+#[inline(always)]
+pub fn code_and_back<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    frame: u64,
+) -> Result<(u64, u64), Error> {
+    let at = &layout.frame;
+    let back = memory.u64(field(frame, at.back))?;
+    if at.owner != ABSENT && u32::from(memory.u8(field(frame, at.owner))?) >= at.shim_owner {
+        return Ok((0, back));
+    }
+    let code = memory.u64(field(frame, at.code))? & !u64::from(at.tag_bits);
+    Ok((code, back))
 }
 
 /// The object that slot number `slot` of a frame's `f_localsplus` holds, or

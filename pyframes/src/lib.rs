@@ -27,6 +27,7 @@ pub mod keyed;
 pub mod layout;
 pub mod line;
 pub mod object;
+pub mod origin;
 pub mod recipe;
 pub mod repr;
 pub mod sequence;

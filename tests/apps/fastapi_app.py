@@ -1,8 +1,8 @@
 """The FastAPI application of the live tests (ASGI: `uvicorn fastapi_app:app`).
 
 One endpoint per way in which a request's work can leave its task: awaiting,
-`gather`, `create_task`, `asyncio.to_thread`, Starlette's thread pool, greenlets
-and background tasks. Each makes `n` calls whose query carries the request's id and
+`gather`, `create_task`, `asyncio.to_thread`, Starlette's thread pool, greenlets,
+background tasks, and what `handoffs` adds. Each makes `n` calls whose query carries the request's id and
 the call's number, so that the exact set of children is known. `APP_DOWNSTREAM`
 is the base URL that they call when the request gives none.
 
@@ -24,6 +24,7 @@ from contextlib import asynccontextmanager
 from fastapi import BackgroundTasks, FastAPI, HTTPException, Query, Request, Response, WebSocket
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
+import handoffs
 from client import AsyncClients, BlockingClients, context_headers, is_async, with_query
 
 if os.environ.get("APP_GREENLETS") == "1":
@@ -252,3 +253,10 @@ async def impatient(n: int = 1, id: str = "none", client: str = "httpx", url: st
 
     await asyncio.gather(*(hurried(*pair) for pair in enumerate(calls(url, id, n))))
     return {"tried": n}
+
+
+@app.get("/handoff/{way}")
+async def handoff(way: str, n: int = 1, id: str = "none", url: str = BASE_URL):
+    """What `handoffs` does with the calls."""
+    await handoffs.TASKS[way](calls(url, id, n))
+    return {"way": way}

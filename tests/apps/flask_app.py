@@ -10,6 +10,7 @@ import subprocess
 from flask import Flask, Response, abort, jsonify, request
 from markupsafe import escape
 
+import handoffs
 from client import BlockingClients, context_headers, with_query
 
 app = Flask(__name__)
@@ -77,3 +78,13 @@ def downstream():
         clients.get(library, with_query(url, id=tag, call=call), headers) for call in range(count)
     ]
     return jsonify(answers)
+
+
+@app.get("/handoff/<way>")
+def handoff(way):
+    """What `handoffs` does with the calls."""
+    url = request.args.get("url") or os.environ["APP_DOWNSTREAM"]
+    tag = request.args.get("id", "none")
+    count = request.args.get("n", default=1, type=int)
+    handoffs.BLOCKING[way]([with_query(url, id=tag, call=call) for call in range(count)])
+    return "done\n"

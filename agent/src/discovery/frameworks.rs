@@ -132,7 +132,10 @@ impl Discovery {
             .collect();
         for pid in due {
             match super::open(pid) {
-                Ok(process) => self.frameworks(pid, &process, probes, changes, false),
+                Ok(process) => {
+                    self.frameworks(pid, &process, probes, changes, false);
+                    self.handoffs(pid, &process, probes);
+                }
                 Err(error) => tracing::debug!(pid, %error, "cannot look for frameworks"),
             }
             if let Some(tracee) = self.tracees.get_mut(&pid) {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use abi::map::target_flag;
 
-use super::{Discovery, open, tell};
+use super::{Discovery, FOLLOWED, open, tell};
 use crate::probes::{Hook, Probes};
 use crate::remote::Process;
 use crate::target::births::Birth;
@@ -64,8 +64,8 @@ impl Discovery {
                     tracing::debug!(pid, "makes no calls: its contexts are not followed");
                     self.stats.paused.one();
                     tracee.lineage = Lineage::Paused;
-                    tracee.target.flags &= !(target_flag::TASK_AFTER_READ | target_flag::LINEAGE);
-                    tracee.target.epoch = tracee.target.epoch.wrapping_add(1);
+                    tracee.target.flags &= !FOLLOWED;
+                    tracee.queues_probed = false;
                     tell(pid, &tracee.target, probes);
                     let answers = tracee.target.flags & target_flag::STACK_AT_RESPONSE != 0;
                     tracee.writes_probed &= answers;
@@ -74,7 +74,9 @@ impl Discovery {
                         | Hook::ContextCreated
                         | Hook::ContextCopiedIn(_)
                         | Hook::ContextCreatedIn(_)
-                        | Hook::ContextExplicit => true,
+                        | Hook::ContextExplicit
+                        | Hook::WorkQueued
+                        | Hook::WorkWanted => true,
                         // What uvloop sends is the answer's stack no more.
                         Hook::TransportWrite => !answers,
                         Hook::VariableReset
@@ -125,10 +127,11 @@ impl Discovery {
                 false
             }
         };
+        let epoch = self.next_epoch();
         if complete && let Some(tracee) = self.tracees.get_mut(&pid) {
             tracee.target.flags |= target_flag::LINEAGE;
             // What was noted before every probe was in place may be stale.
-            tracee.target.epoch = tracee.target.epoch.wrapping_add(1);
+            tracee.target.epoch = epoch;
             tracee.lineage = Lineage::Trial {
                 served: 0,
                 since: Instant::now(),

@@ -164,8 +164,14 @@ impl Interpreter {
         } else {
             0
         };
+        // Since 3.14 `Thread.run` runs in a context of the thread's own.
+        let thread_contexts = if self.version.minor >= 14 {
+            target_flag::THREAD_CONTEXTS
+        } else {
+            0
+        };
         Target {
-            flags: target_flag::PYTHON | indirect,
+            flags: target_flag::PYTHON | indirect | thread_contexts,
             tstate_thread_id: self.layout.tstate.thread_id,
             tstate_context: self.layout.tstate.context,
             context_entered: self.layout.context.ctx_entered,

@@ -63,12 +63,23 @@ pub enum Counter {
     GreenletWorkers = 34,
     /// A greenlet's owner was not recorded because the table refused it.
     GreenletTableRefused = 35,
+    /// Items put into a `SimpleQueue`.
+    QueuedItems = 24,
+    /// Times that an executor's thread asked for its next work item.
+    WorkItemsTaken = 25,
+    /// Threads and processes that a request's own code started.
+    StartedByRequest = 26,
+    /// Threads and processes that were started during a request by others, or
+    /// by whom could not be told.
+    StartedByOthers = 27,
+    /// A work item was not recorded because the table refused it.
+    WorkTableRefused = 28,
 }
 
 impl Counter {
     /// Every counter with its name as the operator reads it and whether it
     /// counts a loss.
-    pub const ALL: [(Self, &'static str, bool); 28] = [
+    pub const ALL: [(Self, &'static str, bool); 33] = [
         (Self::RecordsWritten, "kernel.records", false),
         (Self::DataRingFull, "kernel.lost.data_ring_full", true),
         (
@@ -123,6 +134,15 @@ impl Counter {
         (
             Self::GreenletTableRefused,
             "kernel.lost.greenlet_table_refused",
+            true,
+        ),
+        (Self::QueuedItems, "kernel.queued_items", false),
+        (Self::WorkItemsTaken, "kernel.work_items_taken", false),
+        (Self::StartedByRequest, "kernel.started_by_request", false),
+        (Self::StartedByOthers, "kernel.started_by_others", false),
+        (
+            Self::WorkTableRefused,
+            "kernel.lost.work_table_refused",
             true,
         ),
     ];

@@ -33,6 +33,11 @@ pub mod target_flag {
     /// The process schedules greenlets, and which one is current cannot be
     /// read: outside entered contexts nothing is known of whose an event is.
     pub const GREENLETS_UNREADABLE: u32 = 1 << 14;
+    /// `threading.Thread` runs in an entered context of its own (3.14).
+    pub const THREAD_CONTEXTS: u32 = 64;
+    /// The queues of executors are probed. Without it the thread of one would
+    /// keep what it knew of an earlier work item.
+    pub const WORK_ITEMS: u32 = 128;
 }
 
 /// A traced process: value of `TARGETS`, keyed by process id.

@@ -73,6 +73,12 @@ pub mod rule {
     /// The thread's current greenlet was made on behalf of the owner's
     /// request, on this thread.
     pub const SPAWNED: u8 = 11;
+    /// The thread is an executor's and works on what the owner's request
+    /// submitted.
+    pub const WORK_ITEM: u8 = 6;
+    /// The thread, or the process, was started by the application's own code
+    /// on behalf of the owner's request.
+    pub const STARTED: u8 = 7;
     /// No owner: the context descends from no request that was seen (it is
     /// older than the attach, evicted, or background work's).
     pub const UNOWNED_CONTEXT: u8 = 16;
@@ -90,6 +96,15 @@ pub mod rule {
     /// No owner: the process uses greenlets, and the current one cannot be
     /// read, or births and ends of greenlets are not seen.
     pub const UNSEEN_GREENLET: u8 = 29;
+    /// No owner: the work was handed over by a thread that had begun to
+    /// answer the request it read last, and may have been done with it.
+    pub const AFTER_ANSWER: u8 = 24;
+    /// No owner: the thread is an executor's and works on what no request
+    /// submitted, or none that was seen.
+    pub const UNOWNED_WORK: u8 = 25;
+    /// No owner: the thread, or the process, was started during a request,
+    /// but not by the application's own code.
+    pub const FOREIGN_START: u8 = 26;
 }
 
 /// Bits of [`Data::flags`].
