@@ -74,6 +74,11 @@ counters! {
         no_thread_state => "spans.no_parent.no_thread_state",
         /// No parent: bytes of several owners in one write.
         mixed_queue => "spans.no_parent.mixed_queue",
+        /// No parent: the greenlet was working on no request that was seen.
+        unowned_greenlet => "spans.no_parent.unowned_greenlet",
+        /// No parent: the current greenlet could not be read, or greenlets
+        /// were not followed yet.
+        unseen_greenlet => "spans.no_parent.unseen_greenlet",
         /// No parent: handed over by a thread that had begun to answer.
         after_answer => "spans.no_parent.after_answer",
         /// No parent: an executor's thread, for no request.
@@ -500,11 +505,14 @@ impl Assembler {
     fn owner(&self, evidence: Evidence) -> Result<(ExchangeId, &Server), Refusal> {
         let inferred = match evidence.rule {
             rule::CONTEXT | rule::THREAD | rule::QUEUED | rule::WORK_ITEM | rule::STARTED => false,
+            rule::GREENLET | rule::SPAWNED => false,
             rule::CONTEXT_AFTER_READ | rule::QUEUED_AFTER_READ => true,
             rule::EVENT_LOOP => return Err(|stats| &stats.event_loop),
             rule::IDLE_THREAD => return Err(|stats| &stats.idle_thread),
             rule::NO_THREAD_STATE | rule::NONE => return Err(|stats| &stats.no_thread_state),
             rule::MIXED_QUEUE => return Err(|stats| &stats.mixed_queue),
+            rule::UNOWNED_GREENLET => return Err(|stats| &stats.unowned_greenlet),
+            rule::UNSEEN_GREENLET => return Err(|stats| &stats.unseen_greenlet),
             rule::AFTER_ANSWER => return Err(|stats| &stats.after_answer),
             rule::UNOWNED_WORK => return Err(|stats| &stats.unowned_work),
             rule::FOREIGN_START => return Err(|stats| &stats.foreign_start),
@@ -538,7 +546,7 @@ impl Assembler {
         if server.pipelined {
             return Err(|stats| &stats.pipelined);
         }
-        if server.ended && evidence.rule == rule::THREAD {
+        if server.ended && matches!(evidence.rule, rule::THREAD | rule::GREENLET) {
             return Err(|stats| &stats.ended);
         }
         Ok((ExchangeId { conn, number }, server))
@@ -1124,6 +1132,8 @@ mod tests {
             rule::CONTEXT_AFTER_READ,
             rule::QUEUED,
             rule::QUEUED_AFTER_READ,
+            rule::GREENLET,
+            rule::SPAWNED,
         ] {
             let mut bench = Bench::new();
             bench.request(0, 0);
@@ -1138,13 +1148,15 @@ mod tests {
     #[test]
     fn evidence_that_found_none_is_counted_by_its_reason() {
         type Counter = fn(&AssembleStats) -> &Count;
-        let reasons: [(u8, Counter); 8] = [
+        let reasons: [(u8, Counter); 10] = [
             (rule::UNOWNED_CONTEXT, |stats| &stats.unowned_context),
             (rule::EVENT_LOOP, |stats| &stats.event_loop),
             (rule::IDLE_THREAD, |stats| &stats.idle_thread),
             (rule::NO_THREAD_STATE, |stats| &stats.no_thread_state),
             (rule::NONE, |stats| &stats.no_thread_state),
             (rule::MIXED_QUEUE, |stats| &stats.mixed_queue),
+            (rule::UNOWNED_GREENLET, |stats| &stats.unowned_greenlet),
+            (rule::UNSEEN_GREENLET, |stats| &stats.unseen_greenlet),
             (17, |stats| &stats.unowned_context),
             (255, |stats| &stats.unowned_context),
         ];

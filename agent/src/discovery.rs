@@ -6,6 +6,7 @@
 //! memory and steers `probes`.
 
 mod frameworks;
+mod greenlets;
 mod handoffs;
 mod lineage;
 mod message;
@@ -20,6 +21,7 @@ use abi::map::{Connection, Descriptor, Target, target_flag};
 use abi::record::role;
 
 use self::frameworks::{Moments, RELOOK};
+use self::greenlets::Following;
 use self::lineage::Lineage;
 pub use self::lineage::Traffic;
 use self::tls::{FileId, TlsCallers};
@@ -73,6 +75,10 @@ counters! {
         resumed => "discovery.lineage_resumed",
         /// Function probes that could not be attached.
         hooks_failed => "discovery.hooks_failed",
+        /// Processes whose greenlets are followed.
+        greenlets => "discovery.greenlets",
+        /// Processes with greenlets that cannot be followed.
+        without_greenlets => "discovery.without_greenlets",
         /// Processes whose executors cannot be followed.
         queues_failed => "discovery.queues_failed",
         /// Calls of OpenSSL whose results cannot be seen, by file.
@@ -83,7 +89,10 @@ counters! {
 }
 
 /// The target's flags that hold only where every probe for them is in place.
-const FOLLOWED: u32 = target_flag::TASK_AFTER_READ | target_flag::LINEAGE | target_flag::WORK_ITEMS;
+const FOLLOWED: u32 = target_flag::TASK_AFTER_READ
+    | target_flag::LINEAGE
+    | target_flag::WORK_ITEMS
+    | target_flag::GREENLET_OWNERS;
 
 /// Why a process cannot be traced.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +157,8 @@ struct Tracee {
     lineage: Lineage,
     /// Whether its transports' writes are probed.
     writes_probed: bool,
+    /// How its greenlets are followed.
+    greenlets: Following,
     /// Whether the queues of its executors are probed, or cannot be.
     queues_probed: bool,
     /// Mapped files that were searched for calls of OpenSSL.
@@ -184,6 +195,8 @@ pub struct Discovery {
     frames: bool,
     host: Host,
     next_seed: u64,
+    /// The next `Target::greenlet_epoch`.
+    next_greenlet_epoch: u32,
     /// The last [`Target::epoch`] that was given.
     last_epoch: u32,
     callers: TlsCallers,
@@ -201,6 +214,7 @@ impl Discovery {
             frames,
             host: Host::read(),
             next_seed: SEEDED,
+            next_greenlet_epoch: 1,
             last_epoch: 0,
             callers: TlsCallers::default(),
             stats: DiscoveryStats::default(),
@@ -253,6 +267,7 @@ impl Discovery {
             target: from.target,
             lineage: Lineage::Never,
             writes_probed: false,
+            greenlets: Following::default(),
             queues_probed: false,
             searched: HashSet::new(),
             moments: from.moments,
@@ -327,6 +342,7 @@ impl Discovery {
         tracee.target = Target::default();
         tracee.lineage = Lineage::Never;
         tracee.writes_probed = false;
+        tracee.greenlets = Following::default();
         tracee.queues_probed = false;
         tracee.searched.clear();
         tracee.moments = Moments::default();
@@ -434,6 +450,7 @@ impl Discovery {
                 target,
                 lineage: Lineage::Never,
                 writes_probed: false,
+                greenlets: Following::default(),
                 queues_probed: false,
                 searched: HashSet::new(),
                 moments: Moments::default(),
@@ -460,6 +477,7 @@ impl Discovery {
             .get(&pid)
             .is_some_and(|tracee| tracee.interpreter.is_some());
         if known {
+            self.greenlets(pid, &process, probes);
             self.modules(pid, &process, probes);
             self.handoffs(pid, &process, probes);
             self.hook_tls(pid, &process, probes);
@@ -535,6 +553,7 @@ impl Discovery {
     /// probes in place, does what they see count.
     fn follow(&mut self, pid: u32, process: &Process, probes: &mut Probes) {
         self.hook_contexts(pid, process, probes);
+        self.greenlets(pid, process, probes);
         self.modules(pid, process, probes);
         self.handoffs(pid, process, probes);
         self.hook_tls(pid, process, probes);
@@ -643,7 +662,9 @@ fn place(hook: Hook, path: &std::path::Path, offset: u64) -> Placement {
         | Hook::WorkWanted
         | Hook::ContextExplicit
         | Hook::VariableReset
-        | Hook::Raised => placement::entry(code),
+        | Hook::Raised
+        | Hook::GreenletBorn
+        | Hook::GreenletEnded => placement::entry(code),
         // Chosen by instruction already.
         Hook::ContextCopiedIn(_) | Hook::ContextCreatedIn(_) | Hook::Tls(_) => Placement {
             offset: 0,

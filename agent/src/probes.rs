@@ -47,7 +47,7 @@ const STEPS: [&str; 5] = [
 const FUNCTION_STEPS: [&str; 3] = ["probe_frames", "probe_recipe", "probe_exception"];
 
 /// Programs on functions, attached when an interpreter is found.
-const FUNCTIONS: [&str; 17] = [
+const FUNCTIONS: [&str; 19] = [
     "context_returned",
     "context_created",
     "context_explicit",
@@ -65,6 +65,8 @@ const FUNCTIONS: [&str; 17] = [
     "tls_handshake",
     "tls_free",
     "tls_feed",
+    "greenlet_born",
+    "greenlet_ended",
 ];
 
 /// Programs on places where a new context is in a register: a copy of the
@@ -154,6 +156,10 @@ pub enum Hook {
     Raised,
     /// A call of one of OpenSSL's functions, or the place after it.
     Tls(TlsSite),
+    /// `tp_init` of `greenlet.greenlet`.
+    GreenletBorn,
+    /// `tp_dealloc` of `greenlet.greenlet`.
+    GreenletEnded,
 }
 
 impl Hook {
@@ -180,6 +186,8 @@ impl Hook {
                 TlsSite::Free => "tls_free",
                 TlsSite::Feed => "tls_feed",
             },
+            Self::GreenletBorn => "greenlet_born",
+            Self::GreenletEnded => "greenlet_ended",
         }
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod births;
 pub mod elf;
+pub mod greenlets;
 pub mod interpreter;
 pub mod placement;
 pub mod process;

@@ -40,6 +40,10 @@ mod imp {
 
     use crate::kernel;
 
+    /// Distance from the thread pointer to the pointer to the thread's table
+    /// of thread-local blocks (`tcbhead_t.dtv` of glibc), bytes.
+    pub(crate) const TLS_TABLE: i64 = 8;
+
     /// The number.
     #[inline(always)]
     pub(crate) fn number(regs: u64) -> Option<i64> {
@@ -116,6 +120,9 @@ mod imp {
 
     use crate::kernel;
 
+    /// As on x86_64: `tcbhead_t.dtv` comes first.
+    pub(crate) const TLS_TABLE: i64 = 0;
+
     /// The number.
     #[inline(always)]
     pub(crate) fn number(regs: u64) -> Option<i64> {
@@ -142,4 +149,4 @@ mod imp {
     }
 }
 
-pub(crate) use imp::{args, holder, nr, number};
+pub(crate) use imp::{TLS_TABLE, args, holder, nr, number};

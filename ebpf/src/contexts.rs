@@ -1,5 +1,5 @@
-//! Whose event is it: owners by `PyContext` lineage, by thread, and by the
-//! queue of an event loop's transport. ARCHITECTURE.md has the rules and why
+//! Whose event is it: owners by `PyContext` lineage, by greenlet, by thread,
+//! and by the queue of an event loop's transport. ARCHITECTURE.md has the rules and why
 //! each is certain.
 
 use abi::counter::Counter;
@@ -13,7 +13,7 @@ use crate::kernel::{self, offset};
 use crate::maps::{
     CONNECTIONS, CONTEXTS, ContextKey, ContextOwner, QUEUED, Queued, Thread, thread_flag,
 };
-use crate::{handoffs, processes, stacks, threads, user};
+use crate::{greenlets, handoffs, processes, stacks, threads, user};
 
 /// The current thread's place in Python.
 #[derive(Clone, Copy)]
@@ -25,6 +25,9 @@ pub(crate) struct Place {
     pub(crate) entered: bool,
     /// Address of the thread's `PyThreadState`.
     pub(crate) tstate: u64,
+    /// Address of the current greenlet, [`greenlets::NONE`] or
+    /// [`greenlets::UNREADABLE`].
+    pub(crate) greenlet: u64,
 }
 
 /// An owner and the rule that found it, or the reason for none.
@@ -64,16 +67,32 @@ pub(crate) fn place(target: &Target, thread: &Thread) -> Option<Place> {
     Some(place)
 }
 
-/// The context in which the current thread waits for many descriptors.
+/// The current thread has waited for many descriptors: its context and its
+/// greenlet are an event loop's.
 #[inline(always)]
-pub(crate) fn waiting_in(target: &Target) -> u64 {
-    match raw_place(target) {
-        Some(Place {
-            context,
-            entered: true,
-            ..
-        }) => context,
-        _ => 0,
+pub(crate) fn waits(pid_tgid: u64, target: &Target, thread: &mut Thread) {
+    thread.loop_context = 0;
+    if let Some(Place {
+        context,
+        entered,
+        greenlet,
+        ..
+    }) = raw_place(target)
+    {
+        if entered {
+            thread.loop_context = context;
+        }
+        greenlets::waits(pid_tgid, target, thread, greenlet);
+    }
+}
+
+/// The current thread is about to wait for several descriptors with `select`.
+#[inline(always)]
+pub(crate) fn selects(pid_tgid: u64, target: &Target, thread: &mut Thread) {
+    if target.flags & target_flag::GREENLETS != 0
+        && let Some(Place { greenlet, .. }) = raw_place(target)
+    {
+        greenlets::waits(pid_tgid, target, thread, greenlet);
     }
 }
 
@@ -83,6 +102,7 @@ fn raw_place(target: &Target) -> Option<Place> {
         context: 0,
         entered: false,
         tstate: 0,
+        greenlet: 0,
     };
     let _unreadable = read_place(target, &mut place);
     // Written whatever was found: kernels refuse to copy what a none would
@@ -115,7 +135,9 @@ fn read_place(target: &Target, place: &mut Place) -> Option<()> {
         return None;
     }
     let context: u64 = user::read(tstate, i64::from(target.tstate_context))?;
+    let greenlet = greenlets::current(target, pointer);
     if context == 0 {
+        place.greenlet = greenlet;
         place.tstate = tstate;
         return Some(());
     }
@@ -133,6 +155,7 @@ fn read_place(target: &Target, place: &mut Place) -> Option<()> {
     }
     place.context = context;
     place.entered = entered;
+    place.greenlet = greenlet;
     place.tstate = tstate;
     Some(())
 }
@@ -168,6 +191,9 @@ pub(crate) fn read_by(
                 };
                 set_owner((pid_tgid >> 32) as u32, target, context, finding, true);
             }
+        }
+        Some(Place { greenlet, .. }) if greenlet != greenlets::NONE => {
+            greenlets::reads(pid_tgid, target, thread, greenlet, owner);
         }
         _ => threads::reads(pid_tgid, thread, owner, fd),
     }
@@ -225,6 +251,9 @@ pub(crate) fn current_owner(
             entered: true,
             ..
         }) => context_owner(pid, target, context).0,
+        Some(Place { greenlet, .. }) if greenlet != greenlets::NONE => {
+            greenlets::owner(pid, target, greenlet)
+        }
         Some(_) if thread.flags & thread_flag::EVENT_LOOP != 0 => Finding {
             owner: Owner::default(),
             rule: rule::EVENT_LOOP,
@@ -312,7 +341,12 @@ pub(crate) fn copied(child: u64) {
     let finding = current_owner(pid, target, thread, place(target, thread));
     let finding = after_read(target, thread, finding);
     let finding = match finding.rule {
-        rule::CONTEXT | rule::THREAD | rule::WORK_ITEM | rule::STARTED => Finding {
+        rule::CONTEXT
+        | rule::THREAD
+        | rule::WORK_ITEM
+        | rule::STARTED
+        | rule::GREENLET
+        | rule::SPAWNED => Finding {
             owner: finding.owner,
             rule: rule::CONTEXT,
         },
@@ -447,9 +481,12 @@ pub(crate) fn queued(ctx: &ProbeContext, transport: u64) {
         conn: id,
         owner: finding.owner,
         rule: match finding.rule {
-            rule::CONTEXT | rule::THREAD | rule::WORK_ITEM | rule::STARTED => {
-                u32::from(rule::QUEUED)
-            }
+            rule::CONTEXT
+            | rule::THREAD
+            | rule::WORK_ITEM
+            | rule::STARTED
+            | rule::GREENLET
+            | rule::SPAWNED => u32::from(rule::QUEUED),
             rule::CONTEXT_AFTER_READ => u32::from(rule::QUEUED_AFTER_READ),
             other => u32::from(other),
         },

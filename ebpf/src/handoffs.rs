@@ -255,7 +255,12 @@ fn handed_over(thread: &Thread, finding: Finding, way: u8) -> Finding {
             owner: Owner::default(),
             rule: rule::AFTER_ANSWER,
         },
-        rule::CONTEXT | rule::THREAD | rule::WORK_ITEM | rule::STARTED => Finding {
+        rule::CONTEXT
+        | rule::THREAD
+        | rule::WORK_ITEM
+        | rule::STARTED
+        | rule::GREENLET
+        | rule::SPAWNED => Finding {
             owner: finding.owner,
             rule: way,
         },

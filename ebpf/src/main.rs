@@ -13,6 +13,7 @@ mod connections;
 mod contexts;
 mod counters;
 mod emit;
+mod greenlets;
 mod handoffs;
 mod kernel;
 mod maps;
@@ -188,6 +189,24 @@ pub(crate) fn work_queued(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub(crate) fn work_wanted(_: ProbeContext) -> u32 {
     handoffs::take();
+    0
+}
+
+/// `tp_init` of `greenlet.greenlet`: the greenlet is the first argument.
+#[uprobe]
+pub(crate) fn greenlet_born(ctx: ProbeContext) -> u32 {
+    if let Some(greenlet) = ctx.arg(0) {
+        greenlets::born(greenlet);
+    }
+    0
+}
+
+/// `tp_dealloc` of `greenlet.greenlet`: the greenlet is the first argument.
+#[uprobe]
+pub(crate) fn greenlet_ended(ctx: ProbeContext) -> u32 {
+    if let Some(greenlet) = ctx.arg(0) {
+        greenlets::ended(greenlet);
+    }
     0
 }
 

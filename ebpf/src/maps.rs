@@ -46,6 +46,13 @@ pub(crate) static THREADS: LruHashMap<u64, Thread> = LruHashMap::with_max_entrie
 pub(crate) static CONTEXTS: LruHashMap<ContextKey, ContextOwner> =
     LruHashMap::with_max_entries(131_072, 0);
 
+/// Greenlet → owner. Written when a greenlet is made on behalf of a request,
+/// reads one or waits for many descriptors; removed when it ends. Evicts the
+/// least used, which costs a parent.
+#[map]
+pub(crate) static GREENLETS: LruHashMap<GreenletKey, GreenletOwner> =
+    LruHashMap::with_max_entries(65536, 0);
+
 /// Descriptor → owner of the bytes queued on it by an event loop's transport
 /// and not yet written. Evicts the least used, which costs a parent.
 #[map]
@@ -305,11 +312,13 @@ pub(crate) struct Thread {
     pub(crate) read_fd: i32,
     /// See [`thread_flag`].
     pub(crate) flags: u32,
+    /// `Target::greenlet_epoch` when one of its greenlets waited last for
+    /// many descriptors: had another one been an event loop then, that would
+    /// be known.
+    pub(crate) greenlet_epoch: u32,
     /// The rule by which `owner` is the thread's, or why it has none; 0 for
     /// [`abi::record::rule::THREAD`].
     pub(crate) rule: u32,
-    /// Zero.
-    pub(crate) pad: u32,
 }
 
 impl Thread {
@@ -377,6 +386,35 @@ pub(crate) struct ContextOwner {
     /// Non-zero: the owner's bytes were read in this very context, which is
     /// therefore the server's own.
     pub(crate) direct: u32,
+}
+
+/// Key of [`GREENLETS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct GreenletKey {
+    /// Address of the greenlet.
+    pub(crate) greenlet: u64,
+    /// Process id.
+    pub(crate) pid: u32,
+    /// `Target::greenlet_epoch`.
+    pub(crate) epoch: u32,
+}
+
+/// Value of [`GREENLETS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct GreenletOwner {
+    /// Whose; `conn` 0 means nobody's.
+    pub(crate) owner: Owner,
+    /// The rule by which events in this greenlet are owned, or
+    /// `rule::EVENT_LOOP`: it waits for many descriptors, and never owns.
+    pub(crate) rule: u32,
+    /// The thread that noted it. A greenlet that was made on one thread and
+    /// runs on another (as gevent's workers of a thread pool) is not the
+    /// maker's.
+    pub(crate) tid: u32,
+    /// Says that the value is this key's.
+    pub(crate) seal: u64,
 }
 
 /// Value of [`QUEUED`].

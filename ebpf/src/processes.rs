@@ -32,13 +32,14 @@ pub(crate) fn fork(parent: u64, child: u64) -> Option<u32> {
     if pid == parent {
         return None;
     }
-    // The child's contexts and sessions are not followed until it has probes
+    // The child's contexts, sessions and greenlets are not followed until it has probes
     // of its own.
     let mut copy = *target;
     copy.flags &= !(target_flag::LINEAGE
         | target_flag::TASK_AFTER_READ
         | target_flag::WORK_ITEMS
-        | target_flag::TLS);
+        | target_flag::TLS
+        | target_flag::GREENLET_OWNERS);
     if TARGETS.insert(pid, copy, 0).is_err() {
         count(Counter::TargetTableFull);
         return None;

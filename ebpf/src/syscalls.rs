@@ -45,6 +45,9 @@ pub(crate) fn enter(regs: u64, number: i64) {
                 && let Some(thread) = threads::entry(pid_tgid)
             {
                 threads::waits(thread, false);
+                if let Some(target) = processes::target((pid_tgid >> 32) as u32) {
+                    contexts::selects(pid_tgid, target, thread);
+                }
             }
         }
         nr::CLOSE | nr::DUP2 | nr::DUP3 => {
@@ -191,7 +194,7 @@ fn wait(pid_tgid: u64, several: bool, epoll: bool) {
     if several {
         threads::waits(thread, epoll);
         if let Some(target) = processes::target((pid_tgid >> 32) as u32) {
-            thread.loop_context = contexts::waiting_in(target);
+            contexts::waits(pid_tgid, target, thread);
         }
     }
 }

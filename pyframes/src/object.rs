@@ -144,6 +144,20 @@ pub fn constructor<M: Memory>(
     Ok((function != 0).then_some(function))
 }
 
+/// Addresses of the C functions that initialize an instance of the type at
+/// `address` (`tp_init`) and free it (`tp_dealloc`).
+///
+/// Their places follow from those of their neighbors, which are the same in
+/// every version: `tp_init`, `tp_alloc`, `tp_new`, and `tp_itemsize`,
+/// `tp_dealloc`.
+pub fn life<M: Memory>(memory: &M, layout: &Layout, address: u64) -> Result<(u64, u64), Error> {
+    check_instance(memory, layout, address, flag::TYPE_SUBCLASS)?;
+    let at = &layout.type_object;
+    let initialize = memory.pointer(field(address, at.tp_new).wrapping_sub(16))?;
+    let free = memory.pointer(field(address, at.tp_itemsize).wrapping_add(8))?;
+    Ok((initialize, free))
+}
+
 /// The `PyMethodDef` called `name` in the type's `tp_methods`.
 fn defined_method<M: Memory>(
     memory: &M,

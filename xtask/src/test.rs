@@ -41,6 +41,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     stages.time("database servers", database_servers)?;
     let tools = Venv::ensure("tools", "requirements-tools.txt")?;
     let (python, pythons) = stages.time("python", environments)?;
+    let greenlets = stages.time("greenlets", || {
+        versions_of("greenlets", "requirements-greenlets.txt")
+    })?;
     let (frameworks, parity, servers) = stages.time("frameworks", || {
         let frameworks = Venv::ensure("frameworks", "requirements-frameworks.txt")?;
         let servers = Venv::ensure("servers", "requirements-servers.txt")?;
@@ -80,6 +83,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .env("OTEL_EBPF_APPS", apps())
         .env("OTEL_EBPF_PYTHON", &python)
         .env("OTEL_EBPF_PYTHONS", &pythons)
+        .env("OTEL_EBPF_GREENLETS_PYTHONS", &greenlets)
         .env("OTEL_EBPF_FRAMEWORKS_PYTHON", frameworks.python())
         .env("OTEL_EBPF_PARITY_PYTHON", parity.python())
         .env("OTEL_EBPF_SERVERS_PYTHON", servers.python())
@@ -147,13 +151,19 @@ fn database_servers() -> Result<()> {
 /// The interpreter of most live tests, and `MINOR=PATH` of all, `:` between.
 fn environments() -> Result<(String, String)> {
     let main = Venv::ensure("apps", "requirements.txt")?;
+    let all = versions_of("apps", "requirements.txt")?;
+    Ok((main.python().display().to_string(), all))
+}
+
+/// An environment for each interpreter, `MINOR=PATH`, `:` between.
+fn versions_of(name: &str, requirements: &str) -> Result<String> {
     let mut all = Vec::new();
     for (minor, interpreter) in interpreters() {
-        let name = format!("apps-3.{minor}");
-        let venv = Venv::ensure_with(&interpreter, &name, "requirements.txt")?;
+        let name = format!("{name}-3.{minor}");
+        let venv = Venv::ensure_with(&interpreter, &name, requirements)?;
         all.push(format!("3.{minor}={}", venv.python().display()));
     }
-    Ok((main.python().display().to_string(), all.join(":")))
+    Ok(all.join(":"))
 }
 
 /// The Pythons that the tests must do without: those that pyenv would have,

@@ -77,6 +77,7 @@ impl Discovery {
             probes.remove_recipes(key);
         }
         self.hook_moments(pid, probes);
+        self.greenlets(pid, process, probes);
         self.modules(pid, process, probes);
         changes.messages.extend(messages);
         if described {

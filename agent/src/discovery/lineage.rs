@@ -79,7 +79,11 @@ impl Discovery {
                         | Hook::WorkWanted => true,
                         // What uvloop sends is the answer's stack no more.
                         Hook::TransportWrite => !answers,
-                        Hook::VariableReset | Hook::Raised | Hook::Tls(_) => false,
+                        Hook::VariableReset
+                        | Hook::Raised
+                        | Hook::GreenletBorn
+                        | Hook::GreenletEnded
+                        | Hook::Tls(_) => false,
                     });
                 }
             }

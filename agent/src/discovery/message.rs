@@ -60,6 +60,8 @@ const LIBRARIES: &[(&str, Kind)] = &[
     ("urllib3", Kind::Library),
     ("uvloop", Kind::Library),
     ("greenlet", Kind::Library),
+    ("gevent", Kind::Library),
+    ("eventlet", Kind::Library),
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]

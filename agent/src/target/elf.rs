@@ -17,9 +17,9 @@ use std::path::PathBuf;
 use object::LittleEndian;
 use object::elf::{self, FileHeader64, ProgramHeader64, SectionHeader64, Sym64};
 use object::pod;
-use object::read::RelocationTarget;
 use object::read::elf::{ElfFile64, FileHeader as _};
 use object::read::{Object as _, ObjectSymbol as _, ObjectSymbolTable as _, ReadCache};
+use object::read::{RelocationFlags, RelocationTarget};
 use zerocopy::IntoBytes;
 
 use crate::remote::{MappedFile, Process};
@@ -50,6 +50,22 @@ pub struct Elf {
     segments: Vec<Segment>,
     /// Symbol tables, `.dynsym` before `.symtab`.
     tables: Vec<SymbolTable>,
+}
+
+/// What a file says of its thread-local variables.
+///
+/// Places are virtual addresses of words that the dynamic linker has filled
+/// in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ThreadLocals {
+    /// Bytes of all variables together.
+    pub size: u64,
+    /// Words with the number of the file's module.
+    pub modules: Vec<u64>,
+    /// Words with the distance of a variable from the thread pointer.
+    pub distances: Vec<u64>,
+    /// Pairs of words that are a descriptor: a function and its argument.
+    pub descriptors: Vec<u64>,
 }
 
 /// A named place in an ELF file.
@@ -268,6 +284,48 @@ impl Elf {
         look(&file)
     }
 
+    /// What the file says of its thread-local variables, by the relocations
+    /// of x86_64; those of other files are left out.
+    pub fn thread_locals(&self) -> Result<ThreadLocals, ElfError> {
+        let cache = ReadCache::new(&self.file);
+        let damaged = |_| ElfError::Damaged;
+        let file: ElfFile64<'_, LittleEndian, _> = ElfFile64::parse(&cache).map_err(damaged)?;
+        let segments = file.elf_program_headers().iter();
+        let mut locals = ThreadLocals {
+            size: segments
+                .filter(|segment| segment.p_type.get(LittleEndian) == elf::PT_TLS)
+                .map(|segment| segment.p_memsz.get(LittleEndian))
+                .sum(),
+            ..ThreadLocals::default()
+        };
+        let symbols = file.dynamic_symbol_table();
+        for (address, relocation) in file.dynamic_relocations().into_iter().flatten() {
+            let places = match relocation.flags() {
+                RelocationFlags::Elf { r_type } if r_type == elf::R_X86_64_DTPMOD64 => {
+                    &mut locals.modules
+                }
+                RelocationFlags::Elf { r_type } if r_type == elf::R_X86_64_TPOFF64 => {
+                    &mut locals.distances
+                }
+                RelocationFlags::Elf { r_type } if r_type == elf::R_X86_64_TLSDESC => {
+                    &mut locals.descriptors
+                }
+                _ => continue,
+            };
+            let own = match (relocation.target(), &symbols) {
+                (RelocationTarget::Symbol(index), Some(symbols)) => {
+                    let symbol = symbols.symbol_by_index(index).map_err(damaged)?;
+                    !symbol.is_undefined()
+                }
+                _ => true,
+            };
+            if own && places.len() < MAX_LOCAL_PLACES {
+                places.push(address);
+            }
+        }
+        Ok(locals)
+    }
+
     fn look_up<const N: usize>(
         &self,
         names: [&str; N],
@@ -424,6 +482,10 @@ pub const MAX_FUNCTION: u64 = 64 << 10;
 
 /// What is read of a function of unknown size: a prologue and more.
 pub const UNSIZED_FUNCTION: u64 = 256;
+
+/// The most relocations of thread-local variables that are kept of a kind;
+/// greenlet has one or two.
+const MAX_LOCAL_PLACES: usize = 16;
 
 /// The largest table that is read; `.symtab` and its strings have 1 MB in an
 /// interpreter with debug symbols.

@@ -236,6 +236,11 @@ impl Interpreter {
         address.map(|address| locate(process, address)).transpose()
     }
 
+    /// Locates a function by its address.
+    pub fn locate(&self, process: &Process, address: u64) -> Result<Location, LocateError> {
+        locate(process, address)
+    }
+
     /// Locates what makes a `PyContext` other than the exported functions:
     /// the function behind `contextvars.Context()`, and that of
     /// `Context.copy()`.

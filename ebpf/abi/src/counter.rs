@@ -53,6 +53,16 @@ pub enum Counter {
     StackValuesFull = 22,
     /// Values of frames that could not be reached.
     StackValueFailed = 23,
+    /// Greenlets whose birth was seen.
+    GreenletBirths = 32,
+    /// A thread's current greenlet could not be read, or failed its
+    /// self-check.
+    GreenletUnreadable = 33,
+    /// Greenlets that a pool of workers made while a request was worked on:
+    /// they serve others, too, and are nobody's.
+    GreenletWorkers = 34,
+    /// A greenlet's owner was not recorded because the table refused it.
+    GreenletTableRefused = 35,
     /// Items put into a `SimpleQueue`.
     QueuedItems = 24,
     /// Times that an executor's thread asked for its next work item.
@@ -79,7 +89,7 @@ pub enum Counter {
 impl Counter {
     /// Every counter with its name as the operator reads it and whether it
     /// counts a loss.
-    pub const ALL: [(Self, &'static str, bool); 34] = [
+    pub const ALL: [(Self, &'static str, bool); 38] = [
         (Self::RecordsWritten, "kernel.records", false),
         (Self::DataRingFull, "kernel.lost.data_ring_full", true),
         (
@@ -124,6 +134,18 @@ impl Counter {
         (Self::StackCutOff, "kernel.stack_cut_off", false),
         (Self::StackValuesFull, "kernel.stack_values_full", false),
         (Self::StackValueFailed, "kernel.stack_value_failed", false),
+        (Self::GreenletBirths, "kernel.greenlet_births", false),
+        (
+            Self::GreenletUnreadable,
+            "kernel.greenlet_unreadable",
+            false,
+        ),
+        (Self::GreenletWorkers, "kernel.greenlet_workers", false),
+        (
+            Self::GreenletTableRefused,
+            "kernel.lost.greenlet_table_refused",
+            true,
+        ),
         (Self::QueuedItems, "kernel.queued_items", false),
         (Self::WorkItemsTaken, "kernel.work_items_taken", false),
         (Self::StartedByRequest, "kernel.started_by_request", false),

@@ -23,6 +23,16 @@ pub mod target_flag {
     /// Stacks are walked where a request begins, see
     /// [`crate::record::moment::REQUEST`].
     pub const STACK_AT_REQUEST: u32 = 32;
+    /// The current greenlet of a thread can be read: the `greenlet_` fields of
+    /// [`super::Target`] are filled in.
+    pub const GREENLETS: u32 = 1 << 12;
+    /// Births and ends of greenlets are probed. Without it a greenlet at a
+    /// recycled address would keep its predecessor's owner, so greenlets own
+    /// nothing.
+    pub const GREENLET_OWNERS: u32 = 1 << 13;
+    /// The process schedules greenlets, and which one is current cannot be
+    /// read: outside entered contexts nothing is known of whose an event is.
+    pub const GREENLETS_UNREADABLE: u32 = 1 << 14;
     /// `threading.Thread` runs in an entered context of its own (3.14).
     pub const THREAD_CONTEXTS: u32 = 64;
     /// The queues of executors are probed. Without it the thread of one would
@@ -72,6 +82,18 @@ pub struct Target {
     pub pad: u32,
     /// Address of the `ContextVar` whose reset is of interest, or 0.
     pub context_variable: u64,
+    /// Address of the type `greenlet.greenlet`.
+    pub greenlet_type: u64,
+    /// Where a thread keeps the pointer to greenlet's state of it: the offset
+    /// in the thread's block of [`Target::greenlet_module`], or without a
+    /// module the distance from the thread pointer; bytes.
+    pub greenlet_slot: i64,
+    /// Number of greenlet's module of thread-local variables, or 0 if they
+    /// are at a fixed distance from the thread pointer.
+    pub greenlet_module: u32,
+    /// Part of the key of every greenlet; never given twice by an agent, as
+    /// an earlier one's greenlets ended unseen.
+    pub greenlet_epoch: u32,
 }
 
 /// Offsets in kernel structures, taken from the running kernel's BTF by the

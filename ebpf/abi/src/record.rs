@@ -73,6 +73,12 @@ pub mod rule {
     pub const QUEUED: u8 = 4;
     /// As [`QUEUED`] with a link inferred as in [`CONTEXT_AFTER_READ`].
     pub const QUEUED_AFTER_READ: u8 = 5;
+    /// The thread's current greenlet read the owner's request, and waited for
+    /// nothing else by itself since.
+    pub const GREENLET: u8 = 8;
+    /// The thread's current greenlet was made on behalf of the owner's
+    /// request, on this thread.
+    pub const SPAWNED: u8 = 11;
     /// The thread is an executor's and works on what the owner's request
     /// submitted.
     pub const WORK_ITEM: u8 = 6;
@@ -90,6 +96,12 @@ pub mod rule {
     pub const NO_THREAD_STATE: u8 = 20;
     /// No owner: bytes of several owners were queued on one connection.
     pub const MIXED_QUEUE: u8 = 21;
+    /// No owner: the greenlet has read no request, and was made on behalf of
+    /// none that was seen.
+    pub const UNOWNED_GREENLET: u8 = 28;
+    /// No owner: the process uses greenlets, and the current one cannot be
+    /// read, or births and ends of greenlets are not seen.
+    pub const UNSEEN_GREENLET: u8 = 29;
     /// No owner: the work was handed over by a thread that had begun to
     /// answer the request it read last, and may have been done with it.
     pub const AFTER_ANSWER: u8 = 24;

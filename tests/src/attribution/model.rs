@@ -257,14 +257,39 @@ impl Interpreter {
     ///
     /// Without `OTEL_EBPF_PYTHONS`.
     pub fn versions() -> Vec<Self> {
-        let named = std::env::var("OTEL_EBPF_PYTHONS").expect("OTEL_EBPF_PYTHONS");
+        Self::several("OTEL_EBPF_PYTHONS")
+    }
+
+    /// Those of several versions that have gevent and eventlet.
+    ///
+    /// # Panics
+    ///
+    /// Without `OTEL_EBPF_GREENLETS_PYTHONS`.
+    pub fn greenlets() -> Vec<Self> {
+        Self::several("OTEL_EBPF_GREENLETS_PYTHONS")
+    }
+
+    fn several(variable: &str) -> Vec<Self> {
+        let named = std::env::var(variable).expect(variable);
         let found: Vec<_> = named
             .split(':')
             .filter_map(|pair| pair.split_once('='))
             .map(|(_, program)| Self::here(program.into()).expect("a version"))
             .collect();
-        assert!(!found.is_empty(), "OTEL_EBPF_PYTHONS names none");
+        assert!(!found.is_empty(), "{variable} names none");
         found
+    }
+
+    /// Where its packages are, for another program of its version.
+    ///
+    /// # Panics
+    ///
+    /// If it does not say.
+    pub fn packages(&self) -> OsString {
+        let code = "import sysconfig; print(sysconfig.get_path('platlib'))";
+        let output = Command::new(&self.program).args(["-c", code]).output();
+        let text = String::from_utf8(output.expect("runs").stdout).expect("a path");
+        text.trim().into()
     }
 
     /// Any, which may have to be entered with `chroot`; the label says what
