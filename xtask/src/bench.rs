@@ -5,11 +5,13 @@
 //! traced by the agent with and without stack walks, and under
 //! `opentelemetry-instrument`, each in a fresh process; the order turns from round to round, so that a machine that slows
 //! down favors nobody. Numbers are reported beside the budgets and never fail
-//! the task: machines differ, ratios less so.
+//! the task: machines differ, ratios less so. Then `tasks` measures what a
+//! `create_task` costs more, in every version of Python.
 
 mod load;
 mod report;
 mod sink;
+mod tasks;
 
 use std::ffi::OsString;
 use std::fs;
@@ -22,7 +24,8 @@ use anyhow::{Context, Result, bail};
 
 use self::report::{AgentCost, Mode, Report, Run};
 use self::sink::Sink;
-use crate::python::Venv;
+use self::tasks::Cost;
+use crate::python::{Venv, every_interpreter};
 use crate::service::{Agent, AgentOptions, Running, Server, Service};
 use crate::toolchain::{agent, ensure_programs, is_root};
 use crate::{interrupt, say, target};
@@ -128,16 +131,34 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
     println!("{}", report.table());
     println!("{}", report.budgets());
+    let mut document = report.json();
+    if !options.without_agent {
+        let costs = bench.tasks(options.rounds)?;
+        println!("{}", tasks::table(&costs));
+        document["tasks"] = tasks::json(&costs);
+    }
     let file = target().join("bench/report.json");
     if let Some(directory) = file.parent() {
         fs::create_dir_all(directory)?;
     }
-    fs::write(&file, serde_json::to_string_pretty(&report.json())?)?;
+    fs::write(&file, serde_json::to_string_pretty(&document)?)?;
     println!("{}", file.display());
     Ok(())
 }
 
 impl Bench {
+    /// What tracing adds to the making of a task, in every version.
+    fn tasks(&self, rounds: usize) -> Result<Vec<Cost>> {
+        every_interpreter()
+            .into_iter()
+            .map(|(minor, interpreter)| {
+                interrupt::check()?;
+                let version = format!("3.{minor}");
+                tasks::measure(&version, &interpreter, &self.agent, rounds).context(version)
+            })
+            .collect()
+    }
+
     fn measure(&self, subject: &Subject, mode: Mode) -> Result<Run> {
         let directory = tempfile::tempdir()?;
         let sink = Sink::start(OTHER_CORE)?;

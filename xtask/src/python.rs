@@ -80,10 +80,20 @@ pub(crate) fn apps() -> PathBuf {
 /// Every interpreter on this machine that the requirements install on, by
 /// minor version.
 pub(crate) fn interpreters() -> BTreeMap<u32, PathBuf> {
+    let mut found = every_interpreter();
+    found.retain(|minor, _| MINORS.contains(minor));
+    found
+}
+
+/// Every interpreter on this machine of a version that is traced, by minor
+/// version.
+pub(crate) fn every_interpreter() -> BTreeMap<u32, PathBuf> {
+    /// The first whose structures are known.
+    const FIRST: u32 = 8;
     let mut found = BTreeMap::new();
     for candidate in candidates() {
         if let Some((minor, executable)) = identify(&candidate)
-            && MINORS.contains(&minor)
+            && minor >= FIRST
         {
             found.entry(minor).or_insert(executable);
         }
