@@ -5,7 +5,7 @@ use abi::record::{Data, Owner, Stack};
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
-use pyframes::frame::Walker;
+use pyframes::frame::{NEAR_LOCALS, Walker};
 use pyframes::recipe::Scratch;
 
 /// Records for the agent. Written by every program, read by `source`. When
@@ -236,6 +236,10 @@ pub(crate) struct Hit {
     pub(crate) code: u64,
     /// Its index in the walk.
     pub(crate) index: u64,
+    /// How many of its first variables were read with it.
+    pub(crate) near: u64,
+    /// These, as they were read.
+    pub(crate) locals: [u64; NEAR_LOCALS],
 }
 
 /// An exception that is being copied.

@@ -19,8 +19,8 @@ use pyframes::frame::{self, Advance};
 use crate::contexts::{Finding, Place};
 use crate::counters::{add, count};
 use crate::maps::{
-    BODY_BYTES, EVENTS, FILTER, FUNCTION_STEPS, Hit, LAYOUTS, MAX_HITS, RECIPES, STEPS, WALK,
-    WALKING, Walk, chain, step,
+    BODY_BYTES, EVENTS, FILTER, FUNCTION_STEPS, LAYOUTS, MAX_HITS, RECIPES, STEPS, WALK, WALKING,
+    Walk, chain, step,
 };
 use crate::user::User;
 use crate::{capture, contexts, emit, processes, threads};
@@ -249,7 +249,7 @@ pub(crate) fn frames<C: Chain>(ctx: &C) {
             .advance(&User, layout, &mut walk.scratch.windows)
         {
             Advance::Frame => {
-                if !note(walk, filter) {
+                if !note(walk, layout, filter) {
                     return values(ctx, walk);
                 }
             }
@@ -277,7 +277,7 @@ fn broken(walk: &mut Walk) {
 
 /// Adds the walker's frame to the record; false if it is to be the last.
 #[inline(always)]
-fn note(walk: &mut Walk, filter: &Filter) -> bool {
+fn note(walk: &mut Walk, layout: &Layout, filter: &Filter) -> bool {
     let index = walk.depth;
     if index >= MAX_FRAMES {
         count(Counter::StackTooDeep);
@@ -316,12 +316,14 @@ fn note(walk: &mut Walk, filter: &Filter) -> bool {
     if flags >> recipes_flag::MOMENTS_SHIFT & walk.moments != 0 {
         let hit = walk.hits_len;
         if hit < MAX_HITS as u32 {
-            walk.hits[hit as usize % MAX_HITS] = Hit {
-                frame: frame.address,
-                code: frame.code,
-                index: u64::from(index),
-            };
             walk.hits_len = hit + 1;
+            let hit = &mut walk.hits[hit as usize % MAX_HITS];
+            hit.frame = frame.address;
+            hit.code = frame.code;
+            hit.index = u64::from(index);
+            hit.near = walk.walker.near;
+            let windows = &walk.scratch.windows;
+            frame::near_locals(layout, windows, &mut hit.locals);
         } else {
             count(Counter::StackValuesFull);
             walk.stack.flags |= stack_flag::VALUES_LOST;
@@ -522,7 +524,7 @@ pub(crate) fn raised(ctx: &ProbeContext, pid_tgid: u64, object: u64) {
         .advance(&User, layout, &mut walk.scratch.windows)
     {
         Advance::Frame => {
-            note(walk, filter);
+            note(walk, layout, filter);
         }
         _ => broken(walk),
     }

@@ -4,13 +4,14 @@
 //! verifier need not follow a loop over them.
 
 use abi::counter::Counter;
-use abi::map::{CodeKey, MAX_RECIPES, RAISED, Recipe};
+use abi::map::{CodeKey, MAX_RECIPES, RAISED, Recipe, UNTYPED};
 use abi::record::{Frame, Traceback, Value, exception_detail, part, stack_flag, value};
+use pyframes::frame::NEAR_LOCALS;
 use pyframes::object::flag;
 use pyframes::{Layout, Memory, frame, recipe as machine, value as object};
 
 use crate::counters::count;
-use crate::maps::{BODY_BYTES, Local, MAX_HITS, RECIPES, Raised, Walk, step};
+use crate::maps::{BODY_BYTES, Hit, Local, MAX_HITS, RECIPES, Raised, Walk, step};
 use crate::stacks::{self, Chain};
 use crate::user::{self, User};
 
@@ -48,9 +49,10 @@ pub(crate) fn recipe<C: Chain>(ctx: &C) {
     let Some(layout) = stacks::layout(walk.layout) else {
         return stacks::finish(ctx, walk);
     };
-    let hit = walk.hits[walk.hit as usize % MAX_HITS];
+    let hit = walk.hit;
+    let Hit { code, index, .. } = walk.hits[hit as usize % MAX_HITS];
     let key = CodeKey {
-        code: hit.code,
+        code,
         group: walk.stack.group,
         pad: 0,
     };
@@ -62,6 +64,7 @@ pub(crate) fn recipe<C: Chain>(ctx: &C) {
     let Some(recipes) = recipes else {
         return next_hit(ctx, walk);
     };
+    let in_walk = index;
     let mut index = walk.recipe as usize;
     for (number, recipe) in recipes.recipes.iter().enumerate() {
         let due = number >= index && number < recipes.count as usize;
@@ -90,10 +93,10 @@ pub(crate) fn recipe<C: Chain>(ctx: &C) {
     let recipe = &recipes.recipes[index];
     let place = Place {
         recipe: recipe.id,
-        frame: hit.index as u16,
+        frame: in_walk as u16,
         part: part::ITSELF,
     };
-    if run(walk, layout, recipe, hit.frame, place) {
+    if run(walk, layout, recipe, hit, place) {
         ctx.go(step::EXCEPTION);
         return stop(ctx, walk);
     }
@@ -132,20 +135,27 @@ fn stop<C: Chain>(ctx: &C, walk: &mut Walk) {
 /// Runs a recipe and adds what it leads to; true if that is an exception,
 /// which is another program's to add.
 #[inline(always)]
-fn run(walk: &mut Walk, layout: &Layout, recipe: &Recipe, frame: u64, place: Place) -> bool {
+fn run(walk: &mut Walk, layout: &Layout, recipe: &Recipe, hit: u32, place: Place) -> bool {
     let raised = recipe.slot == RAISED;
     let start = if raised {
         User.u64(at(walk.tstate, layout.tstate.current_exception))
     } else {
         // Recipes of a frame that begin alike come one after the other.
-        if walk.local.frame != frame || walk.local.slot != u64::from(recipe.slot) {
-            let found =
-                frame::local_in(&User, layout, frame, recipe.slot, &mut walk.scratch.windows);
+        let slot = u64::from(recipe.slot);
+        let hit = &walk.hits[hit as usize % MAX_HITS];
+        let frame = hit.frame;
+        if walk.local.frame != frame || walk.local.slot != slot {
+            let found = if slot < hit.near {
+                frame::object(layout, hit.locals[slot as usize % NEAR_LOCALS])
+            } else {
+                let windows = &mut walk.scratch.windows;
+                frame::local_in(&User, layout, frame, recipe.slot, windows)
+            };
             walk.local.frame = 0;
             if let Ok(found) = found {
                 walk.local = Local {
                     frame,
-                    slot: recipe.slot.into(),
+                    slot,
                     object: found.unwrap_or(0),
                 };
             }
@@ -169,6 +179,10 @@ fn run(walk: &mut Walk, layout: &Layout, recipe: &Recipe, frame: u64, place: Pla
         failed(walk, place, step, 0, 0);
         return false;
     };
+    if recipe.terminal == UNTYPED {
+        plain(walk, place, value::OBJECT, 0, address, 0);
+        return false;
+    }
     if recipe.terminal == u32::from(value::EXCEPTION) {
         walk.exception.address = address;
         walk.exception.recipe = place.recipe;

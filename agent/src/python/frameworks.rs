@@ -10,6 +10,7 @@
 
 mod table;
 
+use abi::map::UNTYPED;
 use abi::record::{moment, value};
 
 pub(super) use self::table::FRAMEWORKS;
@@ -172,7 +173,7 @@ pub(super) struct WsgiServer {
 impl Want {
     /// What the last object of the path is taken for.
     pub(super) fn terminal(&self) -> u32 {
-        u32::from(match self.role {
+        let kind = match self.role {
             Role::WholeRoute
             | Role::SlashlessRoute
             | Role::ViewName
@@ -181,14 +182,15 @@ impl Want {
             Role::Leaf
             | Role::LeafContext
             | Role::Root
-            | Role::Instance
             | Role::Wsgi(_)
             | Role::Handler
             | Role::Application
             | Role::Default
-            | Role::Catchers(_) => value::OBJECT,
+            | Role::Catchers(_) => return UNTYPED,
+            Role::Instance => value::OBJECT,
             Role::Exception => value::EXCEPTION,
-        })
+        };
+        kind.into()
     }
 }
 

@@ -316,11 +316,16 @@ pub struct Recipe {
     /// At which moments it is run, a bit each, see
     /// [`crate::record::moment`].
     pub moments: u32,
-    /// What the last object is: a [`crate::record::value`] kind.
+    /// What the last object is: a [`crate::record::value`] kind, or
+    /// [`UNTYPED`].
     pub terminal: u32,
     /// The steps; the first [`pyframes::recipe::op::END`] ends them.
     pub steps: [pyframes::recipe::Step; pyframes::recipe::MAX_STEPS],
 }
+
+/// [`Recipe::terminal`] of an object of which just the address is of interest:
+/// its type is told as 0.
+pub const UNTYPED: u32 = 1 << 8;
 
 /// [`Recipe::slot`] of the exception that is being raised.
 pub const RAISED: u32 = u32::MAX;

@@ -325,7 +325,8 @@ pub struct Stack {
     pub pid: u32,
     /// Thread id.
     pub tid: u32,
-    /// How many [`Frame`]s follow.
+    /// How many [`Frame`]s follow: none but at [`moment::REQUEST`], where they
+    /// say who called.
     pub n_frames: u32,
     /// How many bytes of [`Value`]s follow them.
     pub values_len: u32,
