@@ -250,11 +250,13 @@ fn started_by_a_pool(target: &Target, tstate: u64) -> bool {
     ) else {
         return true;
     };
-    if walk.walker.start(&User, layout, tstate).is_err() {
+    let windows = &mut walk.scratch.windows;
+    windows.forget();
+    if walk.walker.start(&User, layout, tstate, windows).is_err() {
         return true;
     }
     for _ in 0..MAX_FRAMES {
-        match walk.walker.advance(&User, layout) {
+        match walk.walker.advance(&User, layout, windows) {
             Advance::Frame => {}
             Advance::Shim => continue,
             Advance::End => return false,

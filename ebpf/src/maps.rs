@@ -338,8 +338,8 @@ impl Thread {
         work_epoch: 0,
         read_fd: 0,
         flags: 0,
+        greenlet_epoch: 0,
         rule: 0,
-        pad: 0,
     };
 }
 
