@@ -13,7 +13,8 @@ pub(crate) fn entry(pid_tgid: u64) -> Option<&'static mut Thread> {
     if let Some(thread) = known(pid_tgid) {
         return Some(thread);
     }
-    if THREADS.insert(pid_tgid, &FRESH, 0).is_err() {
+    let fresh: &'static Thread = &FRESH;
+    if THREADS.insert(pid_tgid, fresh, 0).is_err() {
         count(Counter::ThreadTableFull);
         return None;
     }
