@@ -124,7 +124,7 @@ pub(crate) fn transfer(
                 conn: connection.id,
                 offset,
             };
-            contexts::read_by(pid_tgid, target, thread, place, owner, fd);
+            contexts::read_by(pid_tgid, target, thread, place, connection, owner, fd);
         }
     } else {
         offset = connection.sent;

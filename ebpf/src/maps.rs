@@ -15,7 +15,7 @@ pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(8 * 1024 * 1024, 0);
 
 /// Counter number → count. Written here, read by the agent's statistics.
 #[map]
-pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(32, 0);
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(64, 0);
 
 /// Process id → how to read it. Written by the agent, and by the fork program
 /// for children; removed at the end of the process.
@@ -100,7 +100,7 @@ pub(crate) static STEPS: ProgramArray = ProgramArray::with_max_entries(4, 0);
 /// Number of a [`step`] → the program on functions that does it; the kernel
 /// wants programs of one kind in an array. Written as [`STEPS`].
 #[map]
-pub(crate) static FUNCTION_STEPS: ProgramArray = ProgramArray::with_max_entries(4, 0);
+pub(crate) static FUNCTION_STEPS: ProgramArray = ProgramArray::with_max_entries(8, 0);
 
 /// Keys of [`STEPS`] and [`FUNCTION_STEPS`].
 pub(crate) mod step {
@@ -112,6 +112,10 @@ pub(crate) mod step {
     pub(crate) const RECIPE: u32 = 2;
     /// `copy_exception`.
     pub(crate) const EXCEPTION: u32 = 3;
+    /// `server_frames`; on functions only.
+    pub(crate) const SERVER: u32 = 4;
+    /// `server_recipe`; on functions only.
+    pub(crate) const CONNECTION: u32 = 5;
 }
 
 /// Value of [`SCRATCH`].
@@ -155,8 +159,17 @@ pub(crate) struct Walk {
     pub(crate) recipe: u32,
     /// Bytes of [`Walk::body`] in use.
     pub(crate) used: u32,
+    /// Non-zero: goes on beyond [`abi::map::recipes_flag::LAST`].
+    pub(crate) whole: u32,
+    /// Non-zero: the owner of [`Walk::child`] is known, unless the copy turns
+    /// out to be made for somebody else.
+    pub(crate) known: u32,
     /// Zero.
     pub(crate) pad: u32,
+    /// The context that is about to get an owner, or 0.
+    pub(crate) child: u64,
+    /// The entered context that it is a copy of, or 0.
+    pub(crate) parent: u64,
     /// The variable that was read last.
     pub(crate) local: Local,
     /// Frames whose code has recipes.
@@ -301,6 +314,10 @@ pub(crate) struct ContextOwner {
     /// Non-zero: the owner's bytes were read in this very context, which is
     /// therefore the server's own.
     pub(crate) direct: u32,
+    /// Of [`abi::record::rule::BOUND`] the owner's descriptor.
+    pub(crate) fd: i32,
+    /// Zero.
+    pub(crate) pad: u32,
 }
 
 /// Value of [`QUEUED`].

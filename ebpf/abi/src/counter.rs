@@ -53,12 +53,25 @@ pub enum Counter {
     StackValuesFull = 22,
     /// Values of frames that could not be reached.
     StackValueFailed = 23,
+    /// Copies of contexts for which a server's frame was looked for.
+    ServerWalks = 40,
+    /// Those where one told whose the copy is.
+    ServerFound = 41,
+    /// Those where one was there and did not lead to a connection.
+    ServerUnresolved = 42,
+    /// Those where one was there and had not taken up all that was read.
+    ServerAhead = 43,
+    /// Those whose stack could not be walked to its end.
+    ServerUnwalked = 44,
+    /// Copies of contexts that are nobody's, as they were made to go on with
+    /// what somebody else has queued.
+    ForeignCopies = 45,
 }
 
 impl Counter {
     /// Every counter with its name as the operator reads it and whether it
     /// counts a loss.
-    pub const ALL: [(Self, &'static str, bool); 24] = [
+    pub const ALL: [(Self, &'static str, bool); 30] = [
         (Self::RecordsWritten, "kernel.records", false),
         (Self::DataRingFull, "kernel.lost.data_ring_full", true),
         (
@@ -103,5 +116,11 @@ impl Counter {
         (Self::StackCutOff, "kernel.stack_cut_off", false),
         (Self::StackValuesFull, "kernel.stack_values_full", false),
         (Self::StackValueFailed, "kernel.stack_value_failed", false),
+        (Self::ServerWalks, "kernel.server_walks", false),
+        (Self::ServerFound, "kernel.server_found", false),
+        (Self::ServerUnresolved, "kernel.server_unresolved", false),
+        (Self::ServerAhead, "kernel.server_ahead", false),
+        (Self::ServerUnwalked, "kernel.server_unwalked", false),
+        (Self::ForeignCopies, "kernel.foreign_copies", false),
     ];
 }
