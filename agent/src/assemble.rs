@@ -86,6 +86,11 @@ counters! {
         /// No parent: a thread or process that was started during a request,
         /// but not by the application's own code.
         foreign_start => "spans.no_parent.foreign_start",
+        /// No parent: the server's frame led to no open connection.
+        frame_unresolved => "spans.no_parent.frame_unresolved",
+        /// No parent: the server had read more than the request that its
+        /// frame was serving.
+        frame_ahead => "spans.no_parent.frame_ahead",
         /// No parent: the owner's bytes hold several requests, or its next
         /// request came before it was answered.
         pipelined => "spans.no_parent.pipelined",
@@ -385,7 +390,7 @@ impl Assembler {
         let mut parent = None;
         let identity = match role {
             Role::Server => self.root(),
-            Role::Client => match self.parent(evidence) {
+            Role::Client => match self.parent_of_call(id.conn, at, evidence) {
                 Ok((of, server)) => {
                     self.stats.parented.one();
                     parent = Some(of);
@@ -494,6 +499,30 @@ impl Assembler {
         }
     }
 
+    /// The identity of the server exchange that a call is made for: by what
+    /// the kernel side found, or by what a server's frame told when the call
+    /// was sent.
+    fn parent_of_call(
+        &self,
+        conn: u64,
+        at: u64,
+        evidence: Evidence,
+    ) -> Result<(ExchangeId, Identity), Refusal> {
+        let told = self.expected.get(&conn);
+        // An earlier stack is of something that was sent before.
+        let serving = told
+            .filter(|told| told.at >= at)
+            .and_then(|told| told.serving);
+        match serving {
+            Some(owner) if evidence.owner.conn == 0 && evidence.rule != rule::MIXED_QUEUE => self
+                .parent(Evidence {
+                    owner,
+                    rule: rule::FRAME,
+                }),
+            _ => self.parent(evidence),
+        }
+    }
+
     /// The identity of the server exchange that the evidence points to, or why
     /// there is none.
     fn parent(&self, evidence: Evidence) -> Result<(ExchangeId, Identity), Refusal> {
@@ -505,7 +534,7 @@ impl Assembler {
     fn owner(&self, evidence: Evidence) -> Result<(ExchangeId, &Server), Refusal> {
         let inferred = match evidence.rule {
             rule::CONTEXT | rule::THREAD | rule::QUEUED | rule::WORK_ITEM | rule::STARTED => false,
-            rule::GREENLET | rule::SPAWNED => false,
+            rule::GREENLET | rule::SPAWNED | rule::FRAME | rule::BOUND => false,
             rule::CONTEXT_AFTER_READ | rule::QUEUED_AFTER_READ => true,
             rule::EVENT_LOOP => return Err(|stats| &stats.event_loop),
             rule::IDLE_THREAD => return Err(|stats| &stats.idle_thread),
@@ -516,6 +545,8 @@ impl Assembler {
             rule::AFTER_ANSWER => return Err(|stats| &stats.after_answer),
             rule::UNOWNED_WORK => return Err(|stats| &stats.unowned_work),
             rule::FOREIGN_START => return Err(|stats| &stats.foreign_start),
+            rule::FRAME_UNRESOLVED => return Err(|stats| &stats.frame_unresolved),
+            rule::FRAME_AHEAD => return Err(|stats| &stats.frame_ahead),
             _ => return Err(|stats| &stats.unowned_context),
         };
         let Owner { conn, offset } = evidence.owner;
@@ -1669,6 +1700,7 @@ mod tests {
                 path: "/srv/views.py".to_owned(),
                 line: 3,
             })),
+            serving: None,
             exception: None,
         })
     }
@@ -1738,6 +1770,75 @@ mod tests {
         bench.take(told(Subject::Sending(9), "/a"));
         bench.take(Progress::Mute { conn: 9 });
         assert!(bench.assembler.expected.is_empty());
+    }
+
+    /// A server's frame that was on the stack of what is sent at this time.
+    fn framed(at: u64, offset: u64) -> Progress {
+        let Progress::Insight(insight) = told(Subject::Sending(CLIENT), "/a") else {
+            unreachable!("it is one");
+        };
+        Progress::Insight(Insight {
+            at,
+            serving: Some(by(rule::FRAME, offset).owner),
+            ..insight
+        })
+    }
+
+    #[test]
+    fn a_frame_tells_whose_a_call_is_where_nothing_else_does() {
+        let mut bench = Bench::new();
+        bench.request(0, 0);
+        bench.end(SERVER, 0, 90);
+        let first = bench.spans.pop().unwrap();
+        bench.request(1, 100);
+        let nobody = |rule| Evidence { rule, ..none() };
+        for (rule, begins) in [
+            (rule::IDLE_THREAD, true),
+            (rule::UNOWNED_CONTEXT, true),
+            (rule::MIXED_QUEUE, false),
+        ] {
+            bench.take(framed(5, 99));
+            let number = u64::from(rule);
+            bench.begin(CLIENT, number, Role::Client, 5, nobody(rule));
+            bench.end(CLIENT, number, 6);
+            let span = bench.spans.pop().unwrap();
+            if begins {
+                assert_child(&span, &first);
+            } else {
+                assert_root(&bench, &span, |stats| &stats.mixed_queue);
+            }
+        }
+        // The kernel side's own evidence comes first.
+        bench.take(framed(5, 99));
+        let span = bench.call(rule::CONTEXT, 150);
+        assert_child(&span, &bench.served(1));
+        // The same rule where the kernel side has seen the frame.
+        let span = bench.call(rule::BOUND, 99);
+        assert_child(&span, &first);
+    }
+
+    #[test]
+    fn the_frame_of_what_was_sent_before_tells_nothing() {
+        let mut bench = Bench::new();
+        bench.request(0, 0);
+        bench.take(framed(4, 99));
+        bench.begin(
+            CLIENT,
+            0,
+            Role::Client,
+            5,
+            Evidence {
+                rule: rule::IDLE_THREAD,
+                ..none()
+            },
+        );
+        bench.end(CLIENT, 0, 6);
+        let span = bench.spans.pop().unwrap();
+        assert_root(&bench, &span, |stats| &stats.idle_thread);
+        let span = bench.call(rule::FRAME_AHEAD, 0);
+        assert_root(&bench, &span, |stats| &stats.frame_ahead);
+        let span = bench.call(rule::FRAME_UNRESOLVED, 0);
+        assert_root(&bench, &span, |stats| &stats.frame_unresolved);
     }
 
     #[test]

@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use abi::record::Owner;
+
 use crate::stream::Evidence;
 
 /// Something learned at one moment, and what it is about.
@@ -24,6 +26,9 @@ pub struct Insight {
     /// For a request that was served: the view function. For one that was
     /// sent: the innermost function of the application.
     pub code: Option<Arc<CodeLocation>>,
+    /// For a request that is sent: whose bytes the connection had received
+    /// last that a server's frame on the stack is serving.
+    pub serving: Option<Owner>,
     /// An exception that the application did not handle.
     pub exception: Option<Box<Exception>>,
 }

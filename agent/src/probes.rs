@@ -44,7 +44,13 @@ const STEPS: [&str; 5] = [
 ];
 
 /// The same in `FUNCTION_STEPS`, from number 1 on.
-const FUNCTION_STEPS: [&str; 3] = ["probe_frames", "probe_recipe", "probe_exception"];
+const FUNCTION_STEPS: [&str; 5] = [
+    "probe_frames",
+    "probe_recipe",
+    "probe_exception",
+    "server_frames",
+    "server_recipe",
+];
 
 /// Programs on functions, attached when an interpreter is found.
 const FUNCTIONS: [&str; 19] = [

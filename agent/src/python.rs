@@ -19,6 +19,7 @@ mod paths;
 mod resolve;
 mod rules;
 mod segment;
+mod servers;
 mod source;
 mod tree;
 mod values;
@@ -28,17 +29,18 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
-use abi::map::{CodeKey, Recipes, target_flag};
+use abi::map::{CodeKey, Recipes, recipes_flag, target_flag};
 use abi::record::{Stack, moment};
 use pyframes::layout::Layout;
 
 use self::compile::{Compiled, Compiler};
-use self::frameworks::{FRAMEWORKS, Want};
+use self::frameworks::{FRAMEWORKS, Framework, Want};
 use self::handlers::Handlers;
 use self::modules::Modules;
 use self::names::Names;
 use self::objects::Objects;
 use self::paths::Paths;
+use self::servers::SERVERS;
 use self::source::Sources;
 use self::tree::Tree;
 use crate::insight::Insight;
@@ -101,8 +103,9 @@ pub struct Preparation {
     pub group: u32,
     /// [`abi::map::Target::context_variable`].
     pub context_variable: u64,
-    /// Which of [`target_flag::STACK_AT_RESPONSE`] and
-    /// [`target_flag::STACK_AT_REQUEST`] to set.
+    /// Which of [`target_flag::STACK_AT_RESPONSE`],
+    /// [`target_flag::STACK_AT_REQUEST`], [`target_flag::SERVERS`] and
+    /// [`target_flag::FOREIGN`] to set.
     pub flags: u32,
     /// Recipes to remove when the target is told the rest: of a group that
     /// no process has any more.
@@ -126,13 +129,15 @@ struct State {
     group: u32,
     compiled: Compiled,
     context_variable: u64,
+    /// Whether a server's frames must be asked whose a context is.
+    servers: bool,
     server: Option<(&'static str, Option<String>)>,
     /// What `sys.modules` was at the last look.
     imported: Option<modules::Extent>,
     looked: Option<Instant>,
     /// When to look even if nothing was imported.
     again: Option<Instant>,
-    /// Frameworks that the operator knows do not compile.
+    /// Modules of frameworks that the operator knows do not compile.
     told: Vec<&'static str>,
     names: Names,
     sources: Sources,
@@ -155,7 +160,7 @@ pub struct Python {
 impl Python {
     /// Knows no process yet.
     pub fn new() -> Self {
-        let wants = FRAMEWORKS.iter().enumerate();
+        let wants = known().enumerate();
         let wants = wants.flat_map(|(idx, framework)| {
             framework
                 .rows
@@ -203,6 +208,12 @@ impl Python {
         if compile::holds(moments, moment::RESPONSE) {
             preparation.flags |= target_flag::STACK_AT_RESPONSE;
         }
+        if state.servers {
+            preparation.flags |= target_flag::SERVERS;
+        }
+        if compile::flags(&state.compiled) & recipes_flag::FOREIGN != 0 {
+            preparation.flags |= target_flag::FOREIGN;
+        }
         preparation.raised = compile::holds(moments, moment::RAISED);
         preparation.reset = state.context_variable != 0 && compile::holds(moments, moment::RESET);
         if preparation.reset {
@@ -227,6 +238,7 @@ impl Python {
             group: parent.group,
             compiled: parent.compiled.clone(),
             context_variable: parent.context_variable,
+            servers: parent.servers,
             server: parent.server.clone(),
             imported: parent.imported,
             looked: None,
@@ -311,6 +323,7 @@ impl State {
             group: 0,
             compiled: Compiled::new(),
             context_variable: 0,
+            servers: false,
             server: None,
             imported: None,
             looked: None,
@@ -356,9 +369,11 @@ impl State {
         self.handlers.clear();
         let mut compiled = Compiled::new();
         let mut context_variable = 0;
+        let mut servers = false;
         let mut compiler = Compiler::new(objects, modules);
         let mut first_id = 1;
-        for framework in FRAMEWORKS {
+        for (index, framework) in known().enumerate() {
+            let is_server = index >= FRAMEWORKS.len();
             let id = first_id;
             first_id += framework
                 .rows
@@ -372,6 +387,10 @@ impl State {
                 continue;
             }
             let outcome = compiler.framework(framework, id, &mut compiled);
+            servers |= is_server
+                && framework.rows.iter().any(|row| !row.foreign)
+                && outcome.compiled != 0
+                && !servers::PASSIVE.contains(&framework.name);
             let (module, variable) = framework.context_variable.unzip();
             if let (Some(module), Some(variable)) = (module, variable)
                 && let Some(module) = modules.get(module)
@@ -391,11 +410,16 @@ impl State {
             );
             // While it is imported nothing of it may be there yet.
             let settled = self.again.is_none();
-            if outcome.compiled == 0 && settled && !self.told.contains(&framework.name) {
-                self.told.push(framework.name);
+            if outcome.compiled == 0 && settled && !self.told.contains(&framework.module) {
+                self.told.push(framework.module);
                 let version = version.map_or_else(String::new, |version| format!(" {version}"));
+                let lost = if is_server {
+                    "its calls have no parents"
+                } else {
+                    "no routes of it"
+                };
                 preparation.messages.push(format!(
-                    "{}: {}{version} is built otherwise than known: no routes of it",
+                    "{}: {}{version} is built otherwise than known: {lost}",
                     self.process.pid(),
                     framework.name
                 ));
@@ -405,12 +429,19 @@ impl State {
         let changed = compiled != self.compiled
             || preparation.server != self.server
             || context_variable != self.context_variable
+            || servers != self.servers
             || !preparation.messages.is_empty();
         self.compiled = compiled;
         self.server.clone_from(&preparation.server);
         self.context_variable = context_variable;
+        self.servers = servers;
         changed
     }
+}
+
+/// The rows of frameworks, then those of servers.
+fn known() -> impl Iterator<Item = &'static Framework> {
+    FRAMEWORKS.iter().chain(SERVERS)
 }
 
 fn key(group: u32, code: u64) -> CodeKey {
@@ -426,7 +457,7 @@ mod tests {
     use std::io::{BufRead as _, BufReader};
     use std::process::{Child, Command, Stdio};
 
-    use abi::map::{RAISED, recipes_flag};
+    use abi::map::RAISED;
     use pyframes::recipe::op;
 
     use super::*;
@@ -560,7 +591,7 @@ input()
     fn every_value_has_an_id_of_its_own_and_every_function_room() {
         let python = Python::new();
         assert!(python.wants.len() < usize::from(u16::MAX));
-        for framework in FRAMEWORKS {
+        for framework in known() {
             for row in framework.rows {
                 assert!(row.values.len() <= abi::map::MAX_RECIPES, "{row:?}");
             }

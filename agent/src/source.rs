@@ -7,7 +7,9 @@
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use abi::record::{self, Close, Data, Frame, Open, Process, Stack, TlsJoin, Traceback, Value};
+use abi::record::{
+    self, Close, Data, Frame, Open, Owner, Process, Stack, TlsJoin, Traceback, Value,
+};
 use aya::maps::{MapData, RingBuf};
 use zerocopy::FromBytes;
 
@@ -204,6 +206,7 @@ fn split_value(bytes: &[u8]) -> Option<(Found<'_>, &[u8])> {
     let unit = match value.kind {
         kind::NONE | kind::OBJECT | kind::FAILED if len == 0 => 1,
         kind::INT | kind::FLOAT if len == 8 => 8,
+        kind::CONNECTION if len == size_of::<Owner>() => len,
         kind::TEXT if matches!(value.width, 1 | 2 | 4) => usize::from(value.width),
         kind::EXCEPTION => size_of::<Traceback>(),
         _ => return None,

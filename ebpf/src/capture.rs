@@ -7,7 +7,7 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::RawTracePointContext;
 
-use crate::contexts::{self, Finding};
+use crate::contexts::{self, Finding, Place};
 use crate::counters::{add, count};
 use crate::maps::{EVENTS, Pending, SCRATCH, STEPS, Thread, step, thread_flag};
 use crate::{connections, emit, processes, stacks, threads, tls, user};
@@ -185,7 +185,7 @@ pub(crate) fn transfer(ctx: &RawTracePointContext) {
                 conn: connection.id,
                 offset,
             };
-            contexts::read_by(pid_tgid, target, thread, place, owner, fd);
+            contexts::read_by(pid_tgid, target, thread, place, connection, owner, fd);
         }
     } else {
         started = thread.entered;
@@ -270,7 +270,16 @@ pub(crate) fn plaintext(
                 offset,
             };
             let outside = connection.outside != 0;
-            contexts::plaintext_read_by(pid_tgid, target, thread, place, owner, fd, outside);
+            match place {
+                Some(Place {
+                    context,
+                    entered: true,
+                    ..
+                }) if outside => {
+                    contexts::plaintext_read_in(pid_tgid, target, thread, context, owner, fd);
+                }
+                _ => contexts::read_by(pid_tgid, target, thread, place, connection, owner, fd),
+            }
         }
     } else {
         if connection.role != role::SERVER {

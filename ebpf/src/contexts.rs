@@ -5,6 +5,7 @@
 use abi::counter::Counter;
 use abi::map::{Connection, Descriptor, Target, target_flag, tls};
 use abi::record::{Owner, role, rule};
+use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task};
 use aya_ebpf::programs::ProbeContext;
 
@@ -13,6 +14,7 @@ use crate::kernel::{self, offset};
 use crate::maps::{
     CONNECTIONS, CONTEXTS, ContextKey, ContextOwner, QUEUED, Queued, Thread, thread_flag,
 };
+use crate::servers::{self, Serving};
 use crate::{greenlets, handoffs, processes, stacks, threads, user};
 
 /// The current thread's place in Python.
@@ -169,69 +171,120 @@ fn is_first_thread() -> bool {
 
 /// A server connection's bytes were read: they own what is done from here on
 /// in this context, or outside any context by this thread.
+///
+/// A context in which earlier bytes of the connection were read is nobody's
+/// from now on: a server that reads now in one context and now in another
+/// (Tornado) would go on in it with what the other has read.
 #[inline(always)]
 pub(crate) fn read_by(
     pid_tgid: u64,
     target: &Target,
     thread: &mut Thread,
     place: Option<Place>,
+    connection: &mut Connection,
     owner: Owner,
     fd: i32,
 ) {
+    let pid = (pid_tgid >> 32) as u32;
+    // The context that a place lacks is undefined, and the verifier refuses
+    // to have it copied: the ways part here.
     match place {
         Some(Place {
             context,
             entered: true,
             ..
         }) => {
+            let before = connection.reader;
+            if before != context && before != 0 {
+                outdated(pid, target, before, connection.id);
+            }
+            connection.reader = context;
             if target.flags & target_flag::LINEAGE != 0 {
                 let finding = Finding {
                     owner,
                     rule: rule::CONTEXT,
                 };
-                set_owner((pid_tgid >> 32) as u32, target, context, finding, true);
+                set_owner(pid, target, context, finding, true);
             }
         }
-        Some(Place { greenlet, .. }) if greenlet != greenlets::NONE => {
-            greenlets::reads(pid_tgid, target, thread, greenlet, owner);
+        other => {
+            let before = connection.reader;
+            if before != 0 {
+                outdated(pid, target, before, connection.id);
+                connection.reader = 0;
+            }
+            match other {
+                Some(Place { greenlet, .. }) if greenlet != greenlets::NONE => {
+                    greenlets::reads(pid_tgid, target, thread, greenlet, owner);
+                }
+                _ => threads::reads(pid_tgid, thread, owner, fd),
+            }
         }
-        _ => threads::reads(pid_tgid, thread, owner, fd),
     }
 }
 
-/// A server connection's bytes came out of its TLS session.
-///
-/// `outside` tells that their records were received outside any context. An
-/// event loop in C (uvloop) then runs the rest of the callback in a context
-/// that many connections share, or in one copied from whoever let it read on:
-/// neither says whose bytes these are.
+/// Bytes of a connection were read elsewhere than in this context, in which
+/// earlier ones were.
 #[inline(always)]
-pub(crate) fn plaintext_read_by(
-    pid_tgid: u64,
-    target: &Target,
-    thread: &mut Thread,
-    place: Option<Place>,
-    owner: Owner,
-    fd: i32,
-    outside: bool,
-) {
-    match place {
-        Some(Place {
+fn outdated(pid: u32, target: &Target, context: u64, conn: u64) {
+    let key = ContextKey {
+        context,
+        pid,
+        epoch: target.epoch,
+    };
+    let Some(entry) = CONTEXTS.get_ptr_mut(key) else {
+        return;
+    };
+    // SAFETY: the map's values outlive the program run.
+    let entry = unsafe { &mut *entry };
+    // Another context may have the address by now.
+    if entry.direct != 0 && entry.owner.conn == conn {
+        entry.owner = Owner::default();
+        entry.rule = u32::from(rule::UNOWNED_CONTEXT);
+    }
+}
+
+/// A connection was accepted in the current context: what is done for it
+/// from there is none of the work of the request that the context may stem
+/// from.
+#[inline(always)]
+pub(crate) fn accepted(pid_tgid: u64) {
+    let pid = (pid_tgid >> 32) as u32;
+    if let Some(target) = processes::target(pid)
+        && target.flags & target_flag::LINEAGE != 0
+        && let Some(thread) = threads::entry(pid_tgid)
+        && let Some(Place {
             context,
             entered: true,
             ..
-        }) if outside => {
-            if target.flags & target_flag::LINEAGE != 0 {
-                set_owner((pid_tgid >> 32) as u32, target, context, NOBODY, false);
-            }
-            // What comes out piece by piece in one callback is one read.
-            let goes_on =
-                thread.flags & thread_flag::FRESH_READ != 0 && thread.read.conn == owner.conn;
-            if thread.flags & thread_flag::EVENT_LOOP != 0 && !goes_on {
-                threads::reads(pid_tgid, thread, owner, fd);
-            }
-        }
-        _ => read_by(pid_tgid, target, thread, place, owner, fd),
+        }) = place(target, thread)
+    {
+        set_owner(pid, target, context, NOBODY, false);
+    }
+}
+
+/// A server connection's bytes came out of its TLS session in a context, after
+/// their records were received outside any.
+///
+/// An event loop in C (uvloop) then runs the rest of the callback in a context
+/// that many connections share, or in one copied from whoever let it read on:
+/// neither says whose bytes these are.
+#[inline(always)]
+pub(crate) fn plaintext_read_in(
+    pid_tgid: u64,
+    target: &Target,
+    thread: &mut Thread,
+    context: u64,
+    owner: Owner,
+    fd: i32,
+) {
+    if target.flags & target_flag::LINEAGE != 0 {
+        set_owner((pid_tgid >> 32) as u32, target, context, NOBODY, false);
+    }
+    // What comes out piece by piece in one callback is one read.
+    let goes_on = thread.flags & thread_flag::FRESH_READ != 0 && thread.read.conn == owner.conn;
+    if thread.flags & thread_flag::EVENT_LOOP != 0 && !goes_on {
+        threads::reads(pid_tgid, thread, owner, fd);
     }
 }
 
@@ -319,7 +372,7 @@ pub(crate) fn explicit() {
 /// `PyContext_CopyCurrent` is about to return `child`, made from the current
 /// context.
 #[inline(always)]
-pub(crate) fn copied(child: u64) {
+pub(crate) fn copied<C: EbpfContext>(ctx: &C, child: u64) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let pid = (pid_tgid >> 32) as u32;
     let Some(target) = processes::target(pid) else {
@@ -338,9 +391,10 @@ pub(crate) fn copied(child: u64) {
         thread.flags &= !thread_flag::EXPLICIT;
         return created(child);
     }
-    let finding = current_owner(pid, target, thread, place(target, thread));
+    let place = place(target, thread);
+    let finding = current_owner(pid, target, thread, place);
     let finding = after_read(target, thread, finding);
-    let finding = match finding.rule {
+    let of_child = match finding.rule {
         rule::CONTEXT
         | rule::THREAD
         | rule::WORK_ITEM
@@ -350,10 +404,35 @@ pub(crate) fn copied(child: u64) {
             owner: finding.owner,
             rule: rule::CONTEXT,
         },
+        rule::FRAME | rule::BOUND => Finding {
+            owner: finding.owner,
+            rule: rule::FRAME,
+        },
         rule::CONTEXT_AFTER_READ => finding,
         _ => NOBODY,
     };
-    set_owner(pid, target, child, finding, false);
+    set_owner(pid, target, child, of_child, false);
+    servers::ask(ctx, target, place, finding, child);
+}
+
+/// A server's frame has told whose a context is, or why that is not known.
+#[inline(always)]
+pub(crate) fn owned(pid: u32, target: &Target, context: u64, finding: Finding) {
+    set_owner(pid, target, context, finding, false);
+}
+
+/// A context is that of a task that serves one connection: until it receives
+/// more, what is done there is done for what it received last.
+#[inline(always)]
+pub(crate) fn bind(pid: u32, target: &Target, context: u64, serving: Serving) {
+    let value = ContextOwner {
+        owner: serving.owner,
+        rule: u32::from(rule::BOUND),
+        direct: 0,
+        fd: serving.fd,
+        pad: 0,
+    };
+    note(pid, target, context, value);
 }
 
 /// A context came into being by another way than copying the current one:
@@ -404,7 +483,8 @@ pub(crate) fn created(context: u64) {
 #[inline(always)]
 fn after_read(target: &Target, thread: &mut Thread, finding: Finding) -> Finding {
     if finding.rule == rule::UNOWNED_CONTEXT
-        && target.flags & target_flag::TASK_AFTER_READ != 0
+        && target.flags & (target_flag::TASK_AFTER_READ | target_flag::SERVERS)
+            == target_flag::TASK_AFTER_READ
         && thread.flags & thread_flag::FRESH_READ != 0
         && thread.flags & thread_flag::EVENT_LOOP != 0
     {
@@ -486,7 +566,9 @@ pub(crate) fn queued(ctx: &ProbeContext, transport: u64) {
             | rule::WORK_ITEM
             | rule::STARTED
             | rule::GREENLET
-            | rule::SPAWNED => u32::from(rule::QUEUED),
+            | rule::SPAWNED
+            | rule::FRAME
+            | rule::BOUND => u32::from(rule::QUEUED),
             rule::CONTEXT_AFTER_READ => u32::from(rule::QUEUED_AFTER_READ),
             other => u32::from(other),
         },
@@ -519,6 +601,9 @@ fn context_owner(pid: u32, target: &Target, context: u64) -> (Finding, bool) {
         Some(found) => {
             // SAFETY: the map's values outlive the program run.
             let found = unsafe { *found };
+            if found.rule == u32::from(rule::BOUND) && !is_last(pid, found) {
+                return (NOBODY, false);
+            }
             let finding = Finding {
                 owner: found.owner,
                 rule: found.rule as u8,
@@ -529,28 +614,46 @@ fn context_owner(pid: u32, target: &Target, context: u64) -> (Finding, bool) {
     }
 }
 
+/// Whether a connection is open and has received nothing after the owner.
+#[inline(always)]
+fn is_last(pid: u32, found: ContextOwner) -> bool {
+    let Some(connection) = CONNECTIONS.get_ptr(Descriptor { pid, fd: found.fd }) else {
+        return false;
+    };
+    // SAFETY: the map's values outlive the program run.
+    let (id, received) = unsafe { ((*connection).id, (*connection).received) };
+    id == found.owner.conn && received.wrapping_sub(1) == found.owner.offset
+}
+
 /// Notes whose a context is. Addresses are used again at once, so the entry is
 /// mostly there already; no other thread looks at it, as the context is this
 /// thread's own until the program returns.
 #[inline(always)]
 fn set_owner(pid: u32, target: &Target, context: u64, finding: Finding, direct: bool) {
-    let key = ContextKey {
-        context,
-        pid,
-        epoch: target.epoch,
-    };
     let value = ContextOwner {
         owner: finding.owner,
         rule: u32::from(finding.rule),
         direct: u32::from(direct),
+        fd: 0,
+        pad: 0,
+    };
+    note(pid, target, context, value);
+}
+
+#[inline(always)]
+fn note(pid: u32, target: &Target, context: u64, value: ContextOwner) {
+    let key = ContextKey {
+        context,
+        pid,
+        epoch: target.epoch,
     };
     if let Some(entry) = CONTEXTS.get_ptr_mut(key) {
         // SAFETY: the map's values outlive the program run.
         unsafe { *entry = value };
         return;
     }
-    // A context without an entry is nobody's.
-    if finding.owner.conn != 0 && CONTEXTS.insert(key, value, 0).is_err() {
+    // A context without an entry is nobody's, for the common reason.
+    if value.rule != u32::from(rule::UNOWNED_CONTEXT) && CONTEXTS.insert(key, value, 0).is_err() {
         count(Counter::ContextTableRefused);
     }
 }

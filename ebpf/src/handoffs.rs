@@ -259,12 +259,16 @@ fn handed_over(thread: &Thread, finding: Finding, way: u8) -> Finding {
         | rule::THREAD
         | rule::WORK_ITEM
         | rule::STARTED
-        | rule::GREENLET
+        | rule::FRAME
+        | rule::BOUND
         | rule::SPAWNED => Finding {
             owner: finding.owner,
             rule: way,
         },
-        // Whether the link holds is still to be seen.
+        // A greenlet may have answered what it read: that is known of threads
+        // only, so what it hands over is nobody's.
+        //
+        // Whether an inferred link holds is still to be seen.
         rule::CONTEXT_AFTER_READ => finding,
         rule::AFTER_ANSWER => Finding {
             owner: Owner::default(),

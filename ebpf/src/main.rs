@@ -18,6 +18,7 @@ mod handoffs;
 mod kernel;
 mod maps;
 mod processes;
+mod servers;
 mod stacks;
 mod syscalls;
 mod threads;
@@ -117,7 +118,7 @@ pub(crate) fn process_exit(ctx: RawTracePointContext) -> i32 {
 /// step is dear.
 #[uretprobe]
 pub(crate) fn context_returned(ctx: RetProbeContext) -> u32 {
-    contexts::copied(ctx.ret());
+    contexts::copied(&ctx, ctx.ret());
     0
 }
 
@@ -143,7 +144,7 @@ macro_rules! births {
     ($($copied:ident $created:ident $number:literal)*) => {$(
         #[uprobe]
         pub(crate) fn $copied(ctx: ProbeContext) -> u32 {
-            contexts::copied(arch::holder::<$number>(&ctx));
+            contexts::copied(&ctx, arch::holder::<$number>(&ctx));
             0
         }
 
@@ -317,6 +318,21 @@ pub(crate) fn probe_recipe(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub(crate) fn probe_exception(ctx: ProbeContext) -> u32 {
     values::exception(&ctx);
+    0
+}
+
+/// Continues a program on a copy of a context that is nobody's with frames of
+/// the thread's Python stack.
+#[uprobe]
+pub(crate) fn server_frames(ctx: ProbeContext) -> u32 {
+    servers::frames(&ctx);
+    0
+}
+
+/// Continues `server_frames` with one recipe of a server's frame.
+#[uprobe]
+pub(crate) fn server_recipe(ctx: ProbeContext) -> u32 {
+    servers::recipe(&ctx);
     0
 }
 

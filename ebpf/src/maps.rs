@@ -143,7 +143,7 @@ pub(crate) static STEPS: ProgramArray = ProgramArray::with_max_entries(5, 0);
 /// Number of a [`step`] → the program on functions that does it; the kernel
 /// wants programs of one kind in an array. Written as [`STEPS`].
 #[map]
-pub(crate) static FUNCTION_STEPS: ProgramArray = ProgramArray::with_max_entries(4, 0);
+pub(crate) static FUNCTION_STEPS: ProgramArray = ProgramArray::with_max_entries(8, 0);
 
 /// Keys of [`STEPS`] and [`FUNCTION_STEPS`].
 pub(crate) mod step {
@@ -157,6 +157,10 @@ pub(crate) mod step {
     pub(crate) const EXCEPTION: u32 = 3;
     /// `transfer`; on system calls only.
     pub(crate) const TRANSFER: u32 = 4;
+    /// `server_frames`; on functions only.
+    pub(crate) const SERVER: u32 = 4;
+    /// `server_recipe`; on functions only.
+    pub(crate) const CONNECTION: u32 = 5;
 }
 
 /// Value of [`SCRATCH`].
@@ -202,6 +206,15 @@ pub(crate) struct Walk {
     pub(crate) used: u32,
     /// Frames so far.
     pub(crate) depth: u32,
+    /// Non-zero: goes on beyond [`abi::map::recipes_flag::LAST`].
+    pub(crate) whole: u32,
+    /// Non-zero: the owner of [`Walk::child`] is known, unless the copy turns
+    /// out to be made for somebody else.
+    pub(crate) known: u32,
+    /// The context that is about to get an owner, or 0.
+    pub(crate) child: u64,
+    /// The entered context that it is a copy of, or 0.
+    pub(crate) parent: u64,
     /// The variable that was read last.
     pub(crate) local: Local,
     /// Frames whose code has recipes.
@@ -390,6 +403,10 @@ pub(crate) struct ContextOwner {
     /// Non-zero: the owner's bytes were read in this very context, which is
     /// therefore the server's own.
     pub(crate) direct: u32,
+    /// Of [`abi::record::rule::BOUND`] the owner's descriptor.
+    pub(crate) fd: i32,
+    /// Zero.
+    pub(crate) pad: u32,
 }
 
 /// Key of [`GREENLETS`].

@@ -183,6 +183,10 @@ pub(crate) fn prepare<C: Chain>(
     walk.tstate = tstate;
     walk.moments = about.moments;
     walk.layout = target.layout;
+    walk.whole = u32::from(
+        matches!(about.moment, moment::REQUEST | moment::RESET)
+            && target.flags & target_flag::SERVERS != 0,
+    );
     walk.started = 0;
     walk.transfer = 0;
     walk.left = C::MAX_VALUES;
@@ -329,7 +333,7 @@ fn note(walk: &mut Walk, layout: &Layout, filter: &Filter) -> bool {
             walk.stack.flags |= stack_flag::VALUES_LOST;
         }
     }
-    flags & recipes_flag::LAST == 0
+    flags & recipes_flag::LAST == 0 || walk.whole != 0
 }
 
 /// All frames are noted: goes on with their values.

@@ -163,6 +163,7 @@ fn opened(pid_tgid: u64, number: i64, args: [u64; 4], result: i64) -> Option<(i3
     match number {
         nr::ACCEPT | nr::ACCEPT4 => {
             waited(pid_tgid);
+            contexts::accepted(pid_tgid);
             return Some((result as i32, role::SERVER));
         }
         nr::CONNECT => return Some((fd, role::CLIENT)),

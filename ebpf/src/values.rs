@@ -4,8 +4,8 @@
 //! verifier need not follow a loop over them.
 
 use abi::counter::Counter;
-use abi::map::{CodeKey, MAX_RECIPES, RAISED, Recipe, UNTYPED};
-use abi::record::{Frame, Traceback, Value, exception_detail, part, stack_flag, value};
+use abi::map::{CodeKey, MAX_RECIPES, RAISED, Recipe, Recipes, UNTYPED, terminal};
+use abi::record::{Frame, Owner, Traceback, Value, exception_detail, part, stack_flag, value};
 use pyframes::frame::NEAR_LOCALS;
 use pyframes::object::flag;
 use pyframes::{Layout, Memory, frame, recipe as machine, value as object};
@@ -14,6 +14,7 @@ use crate::counters::count;
 use crate::maps::{BODY_BYTES, Hit, Local, MAX_HITS, RECIPES, Raised, Walk, step};
 use crate::stacks::{self, Chain};
 use crate::user::{self, User};
+use crate::{processes, servers};
 
 /// Bytes of a text that are copied.
 const TEXT_BYTES: u32 = 256;
@@ -50,7 +51,11 @@ pub(crate) fn recipe<C: Chain>(ctx: &C) {
         return stacks::finish(ctx, walk);
     };
     let hit = walk.hit;
-    let Hit { code, index, .. } = walk.hits[hit as usize % MAX_HITS];
+    let Hit {
+        code,
+        index: index_in_walk,
+        ..
+    } = walk.hits[hit as usize % MAX_HITS];
     let key = CodeKey {
         code,
         group: walk.stack.group,
@@ -64,7 +69,32 @@ pub(crate) fn recipe<C: Chain>(ctx: &C) {
     let Some(recipes) = recipes else {
         return next_hit(ctx, walk);
     };
-    let in_walk = index;
+    let index = due(walk, recipes);
+    if index >= MAX_RECIPES {
+        return next_hit(ctx, walk);
+    }
+    let recipe = picked(walk, recipes);
+    // Where it is the last, the next run begins with the next frame.
+    if walk.recipe >= recipes.count {
+        walk.recipe = 0;
+        walk.hit += 1;
+    }
+    let place = Place {
+        recipe: recipe.id,
+        frame: index_in_walk as u16,
+        part: part::ITSELF,
+    };
+    if run(walk, layout, recipe, hit, place) {
+        ctx.go(step::EXCEPTION);
+        return stop(ctx, walk);
+    }
+    next(ctx, walk);
+}
+
+/// The index of the next recipe for the walk's moments, which counts as run;
+/// [`MAX_RECIPES`] or more if there is none.
+#[inline(always)]
+pub(crate) fn due(walk: &mut Walk, recipes: &Recipes) -> usize {
     let mut index = walk.recipe as usize;
     for (number, recipe) in recipes.recipes.iter().enumerate() {
         let due = number >= index && number < recipes.count as usize;
@@ -81,26 +111,44 @@ pub(crate) fn recipe<C: Chain>(ctx: &C) {
     // what comes after once.
     // SAFETY: the pointer is a reference's.
     let index = unsafe { core::ptr::read_volatile(&raw const walk.recipe) } as usize;
-    let index = index.wrapping_sub(1);
-    if index >= MAX_RECIPES {
-        return next_hit(ctx, walk);
+    index.wrapping_sub(1)
+}
+
+/// The recipe that [`due`] has told the index of.
+#[inline(always)]
+pub(crate) fn picked<'r>(walk: &Walk, recipes: &'r Recipes) -> &'r Recipe {
+    // Read once more, so that the compiler does not know what was checked and
+    // leaves the mask that shows the bound to the verifier.
+    // SAFETY: the pointer is a reference's.
+    let index = unsafe { core::ptr::read_volatile(&raw const walk.recipe) } as usize;
+    &recipes.recipes[index.wrapping_sub(1) % MAX_RECIPES]
+}
+
+/// The object that a variable of a frame that was hit holds, 0 if it is not
+/// bound; none if that cannot be read.
+#[inline(always)]
+pub(crate) fn variable(walk: &mut Walk, layout: &Layout, hit: u32, slot: u32) -> Option<u64> {
+    // Recipes of a frame that begin alike come one after the other.
+    let number = u64::from(slot);
+    let hit = &walk.hits[hit as usize % MAX_HITS];
+    let frame = hit.frame;
+    if walk.local.frame != frame || walk.local.slot != number {
+        let found = if number < hit.near {
+            frame::object(layout, hit.locals[number as usize % NEAR_LOCALS])
+        } else {
+            let windows = &mut walk.scratch.windows;
+            frame::local_in(&User, layout, frame, slot, windows)
+        };
+        walk.local.frame = 0;
+        if let Ok(found) = found {
+            walk.local = Local {
+                frame,
+                slot: number,
+                object: found.unwrap_or(0),
+            };
+        }
     }
-    // Where it is the last, the next run begins with the next frame.
-    if walk.recipe >= recipes.count {
-        walk.recipe = 0;
-        walk.hit += 1;
-    }
-    let recipe = &recipes.recipes[index];
-    let place = Place {
-        recipe: recipe.id,
-        frame: in_walk as u16,
-        part: part::ITSELF,
-    };
-    if run(walk, layout, recipe, hit, place) {
-        ctx.go(step::EXCEPTION);
-        return stop(ctx, walk);
-    }
-    next(ctx, walk);
+    (walk.local.frame != 0).then_some(walk.local.object)
 }
 
 /// Goes on with the next frame that has recipes.
@@ -140,33 +188,13 @@ fn run(walk: &mut Walk, layout: &Layout, recipe: &Recipe, hit: u32, place: Place
     let start = if raised {
         User.u64(at(walk.tstate, layout.tstate.current_exception))
     } else {
-        // Recipes of a frame that begin alike come one after the other.
-        let slot = u64::from(recipe.slot);
-        let hit = &walk.hits[hit as usize % MAX_HITS];
-        let frame = hit.frame;
-        if walk.local.frame != frame || walk.local.slot != slot {
-            let found = if slot < hit.near {
-                frame::object(layout, hit.locals[slot as usize % NEAR_LOCALS])
-            } else {
-                let windows = &mut walk.scratch.windows;
-                frame::local_in(&User, layout, frame, recipe.slot, windows)
-            };
-            walk.local.frame = 0;
-            if let Ok(found) = found {
-                walk.local = Local {
-                    frame,
-                    slot,
-                    object: found.unwrap_or(0),
-                };
+        match variable(walk, layout, hit, recipe.slot) {
+            None => Err(pyframes::Error::Unreadable),
+            Some(0) => {
+                plain(walk, place, value::NONE, 0, 0, 0);
+                return false;
             }
-        }
-        if walk.local.frame == 0 {
-            Err(pyframes::Error::Unreadable)
-        } else if walk.local.object == 0 {
-            plain(walk, place, value::NONE, 0, 0, 0);
-            return false;
-        } else {
-            Ok(walk.local.object)
+            Some(object) => Ok(object),
         }
     };
     let Ok(start) = start else {
@@ -176,6 +204,11 @@ fn run(walk: &mut Walk, layout: &Layout, recipe: &Recipe, hit: u32, place: Place
     let untouched = recipe.steps[0].op == machine::op::END;
     let Ok(address) = machine::run(&User, layout, &recipe.steps, start, &mut walk.scratch) else {
         let step = walk.scratch.failed_step() as u8;
+        if recipe.terminal >= terminal::SOCKET {
+            // Of several ways to a connection all but one fail.
+            plain(walk, place, value::FAILED, step, 0, 0);
+            return false;
+        }
         failed(walk, place, step, 0, 0);
         return false;
     };
@@ -197,8 +230,52 @@ fn run(walk: &mut Walk, layout: &Layout, recipe: &Recipe, hit: u32, place: Place
         }
         return true;
     }
+    if recipe.terminal >= terminal::SOCKET {
+        serving(walk, layout, recipe, place, address);
+        return false;
+    }
     copy::<TEXT_BYTES>(walk, layout, place, recipe.terminal as u8, address);
     false
+}
+
+/// Adds what a server's frame tells of the connection that it serves. What
+/// must hold of it and does is told as `None`.
+#[inline(always)]
+fn serving(walk: &mut Walk, layout: &Layout, recipe: &Recipe, place: Place, address: u64) {
+    if servers::is_condition(recipe.terminal) {
+        if servers::holds(&mut walk.scratch, layout, recipe, address) {
+            plain(walk, place, value::NONE, 0, address, 0);
+        } else {
+            plain(walk, place, value::FAILED, NO_STEP, address, 0);
+        }
+        return;
+    }
+    let pid = walk.stack.pid;
+    let Some(target) = processes::target(pid) else {
+        return;
+    };
+    let owner = servers::connection(pid, target, layout, recipe, address).owner;
+    if owner.conn == 0 {
+        return plain(walk, place, value::FAILED, NO_STEP, address, 0);
+    }
+    let Some(into) = room(walk) else {
+        return;
+    };
+    // SAFETY: there is room behind a value, and it is aligned.
+    unsafe { *into.add(1).cast::<Owner>() = owner };
+    let value = Value {
+        recipe: place.recipe,
+        frame: place.frame,
+        kind: value::CONNECTION,
+        part: place.part,
+        len: size_of::<Owner>() as u32,
+        width: 0,
+        detail: 0,
+        pad: 0,
+        address,
+        type_address: 0,
+    };
+    add(walk, into, value);
 }
 
 /// What the thread, and not the exception, knows of an exception in flight.

@@ -39,11 +39,6 @@ pub struct Case {
     pub requests: Vec<Request>,
     /// Of the call that it makes for `/call`.
     pub caller: Caller,
-    /// Whether the exceptions that it does not handle are told. They are not
-    /// where the framework has let go of them when it answers, and its server
-    /// reads requests in one task and serves them in another: then nothing
-    /// says whose they are.
-    pub exceptions: bool,
 }
 
 /// What every application is asked for.
@@ -133,10 +128,7 @@ pub fn cases() -> Vec<Case> {
         case("falcon_asgi_uvloop", Service::uvloop(falcon_asgi), &[]),
         case("litestar_asyncio", Service::uvicorn(litestar), &[]),
         case("litestar_uvloop", Service::uvloop(litestar), &[]),
-        Case {
-            exceptions: false,
-            ..case("quart_hypercorn", Service::hypercorn(quart), CLASS)
-        },
+        case("quart_hypercorn", Service::hypercorn(quart), CLASS),
         case("quart_uvicorn", Service::uvicorn(quart), CLASS),
         // Servers of their own.
         case("aiohttp_own_server", aiohttp(), CLASS),
@@ -161,7 +153,6 @@ fn case(name: &'static str, service: Service, further: &[Request]) -> Case {
         service,
         requests: [REQUESTS, further].concat(),
         caller: Caller::Known,
-        exceptions: true,
     }
 }
 

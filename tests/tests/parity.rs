@@ -101,7 +101,6 @@ fn existing(name: &'static str, service: Service, requests: &[Request]) -> Case 
         service,
         requests: requests.to_vec(),
         caller: Caller::Known,
-        exceptions: true,
     }
 }
 

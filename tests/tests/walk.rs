@@ -267,6 +267,7 @@ fn recipe(id: u32, moment: u8, slot: &Json, terminal: u8, steps: &[(u32, u32, u6
         *step = Step { op, operand, key };
     }
     Recipe {
+        key: 0,
         id,
         slot: u32::try_from(number(slot)).expect("small"),
         moments: 1 << moment,

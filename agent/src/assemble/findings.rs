@@ -71,6 +71,7 @@ fn describe(insight: Insight, exchange: &mut Exchange) {
         framework,
         route,
         code,
+        serving: _,
         exception: _,
     } = insight;
     if let Some(key) = exchange.route_key {
@@ -146,6 +147,7 @@ mod tests {
             framework: None,
             route: None,
             code: None,
+            serving: None,
             exception: None,
         }
     }

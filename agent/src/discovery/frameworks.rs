@@ -23,7 +23,10 @@ pub(super) struct Moments {
 }
 
 /// The target's flags that say where stacks are walked.
-pub(super) const WALKS: u32 = target_flag::STACK_AT_RESPONSE | target_flag::STACK_AT_REQUEST;
+pub(super) const WALKS: u32 = target_flag::STACK_AT_RESPONSE
+    | target_flag::STACK_AT_REQUEST
+    | target_flag::SERVERS
+    | target_flag::FOREIGN;
 
 impl Discovery {
     /// Looks for frameworks that were imported, and prepares the kernel side.

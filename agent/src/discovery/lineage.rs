@@ -20,6 +20,12 @@ const QUIET_REQUESTS: u64 = 1000;
 /// How long it must have been quiet besides.
 const QUIET_TIME: Duration = Duration::from_secs(1);
 
+/// The modules of uvicorn that only a server loads that runs.
+const UVICORN: [&str; 2] = [
+    "uvicorn.protocols.http.h11_impl",
+    "uvicorn.protocols.http.httptools_impl",
+];
+
 /// What a process did since the last look.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Traffic {
@@ -235,7 +241,9 @@ impl Discovery {
             }
         }
         tracee.writes_probed = true;
-        if followed && has("uvicorn") {
+        // Not merely imported: another server that runs in the process would
+        // be taken for it.
+        if followed && UVICORN.iter().any(|module| has(module)) {
             tracee.target.flags |= target_flag::TASK_AFTER_READ;
             tell(pid, &tracee.target, probes);
         }

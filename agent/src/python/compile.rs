@@ -12,7 +12,9 @@ use pyframes::object::{check_instance, flag};
 use pyframes::recipe::{MAX_STEPS, Step, op};
 use pyframes::{Error, Memory};
 
-use super::frameworks::{Framework, Go, Place, Start, WSGI_SERVERS, Want, WsgiServer};
+use super::frameworks::{
+    Condition, Framework, Go, Place, Role, Row, Start, Via, WSGI_SERVERS, Want, WsgiServer,
+};
 use super::objects::Objects;
 
 /// Recipes of code objects.
@@ -95,7 +97,7 @@ impl<'a, M: Memory> Compiler<'a, M> {
                     else {
                         continue;
                     };
-                    self.row(&draft, &code, row.values, id, row.last, into, &mut outcome);
+                    self.row(&draft, &code, row, id, into, &mut outcome);
                 }
             }
             id += row.values.len() as u32;
@@ -104,18 +106,20 @@ impl<'a, M: Memory> Compiler<'a, M> {
     }
 
     /// Adds the recipes for one code object.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one row")]
     fn row(
         &mut self,
         draft: &Draft<'_>,
         code: &Code,
-        values: &[Want],
+        row: &Row,
         first_id: u32,
-        last: bool,
         into: &mut Compiled,
         outcome: &mut Outcome,
     ) {
-        for (id, want) in (first_id..).zip(values) {
+        let room = into
+            .get(&code.address)
+            .map_or(MAX_RECIPES, |known| MAX_RECIPES - known.count as usize);
+        for (id, want) in (first_id..).zip(row.values) {
+            let condition = matches!(want.role, Role::Condition(_));
             let Some(mut recipe) = self.recipe(draft, code, want) else {
                 outcome.missing += 1;
                 tracing::debug!(
@@ -124,8 +128,16 @@ impl<'a, M: Memory> Compiler<'a, M> {
                     ?want,
                     "not in this release"
                 );
+                if condition {
+                    // Without it the rest of the row would not be certain.
+                    return;
+                }
                 continue;
             };
+            if condition && row.values.len() > room {
+                outcome.missing += row.values.len();
+                return;
+            }
             recipe.id = id;
             let recipes = into.entry(code.address).or_default();
             let Some(room) = recipes.recipes.get_mut(recipes.count as usize) else {
@@ -137,8 +149,19 @@ impl<'a, M: Memory> Compiler<'a, M> {
             recipes.count += 1;
             outcome.compiled += 1;
         }
-        if last && let Some(recipes) = into.get_mut(&code.address) {
+        if row.last
+            && let Some(recipes) = into.get_mut(&code.address)
+        {
             recipes.flags |= recipes_flag::LAST;
+        }
+        if row.foreign {
+            into.entry(code.address).or_default().flags |= recipes_flag::FOREIGN;
+            outcome.compiled += 1;
+        }
+        if row.bound
+            && let Some(recipes) = into.get_mut(&code.address)
+        {
+            recipes.flags |= recipes_flag::BIND;
         }
     }
 
@@ -146,6 +169,7 @@ impl<'a, M: Memory> Compiler<'a, M> {
         let mut recipe = Recipe {
             moments: want.moments,
             terminal: want.terminal(),
+            key: self.key(want.role)?,
             ..Recipe::default()
         };
         let mut steps = Vec::new();
@@ -189,6 +213,26 @@ impl<'a, M: Memory> Compiler<'a, M> {
             *room = step;
         }
         Some(recipe)
+    }
+
+    /// What the end of a recipe is compared with.
+    fn key(&self, role: Role) -> Option<u64> {
+        Some(match role {
+            Role::Condition(Condition::Size(size)) => size,
+            Role::Connection {
+                via: Via::Socket, ..
+            } => {
+                let socket = self.modules.get("socket")?;
+                self.objects.module_attribute(*socket, "socket")?
+            }
+            Role::Connection {
+                via: Via::Uvloop, ..
+            } => {
+                self.modules.get("uvloop.loop")?;
+                0
+            }
+            _ => 0,
+        })
     }
 
     fn step(&mut self, draft: &Draft<'_>, go: Go) -> Option<Step> {
@@ -424,6 +468,12 @@ impl<M: Memory> Strings<'_, M> {
             }
         }
     }
+}
+
+/// The flags of all recipes together.
+pub(super) fn flags(compiled: &Compiled) -> u32 {
+    let flags = compiled.values().map(|recipes| recipes.flags);
+    flags.fold(0, |all, flags| all | flags)
 }
 
 /// Which moments the recipes are for, a bit each.

@@ -10,7 +10,7 @@
 
 mod table;
 
-use abi::map::UNTYPED;
+use abi::map::{UNTYPED, terminal};
 use abi::record::{moment, value};
 
 pub(super) use self::table::FRAMEWORKS;
@@ -54,6 +54,34 @@ pub(super) enum Role {
     /// An object that knows what the application handles by the exception's
     /// type.
     Catchers(Catchers),
+    /// Something without which the frame of a server tells nothing.
+    Condition(Condition),
+    /// The connection that a server's frame serves, if so many conditions
+    /// hold.
+    Connection {
+        /// What the path leads to.
+        via: Via,
+        /// The conditions of its row.
+        conditions: usize,
+    },
+}
+
+/// What must hold of the object that a path leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Condition {
+    /// A container with so many items.
+    Size(u64),
+    /// `None`.
+    Nothing,
+}
+
+/// What has the descriptor of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Via {
+    /// A `socket.socket`.
+    Socket,
+    /// A transport of uvloop.
+    Uvloop,
 }
 
 /// Where an application keeps its handlers of exceptions.
@@ -128,6 +156,10 @@ pub(super) struct Row {
     pub(super) place: Place,
     /// Whether nothing of interest lies outside such a frame.
     pub(super) last: bool,
+    /// Whether each runs in a task that serves one connection and no other.
+    pub(super) bound: bool,
+    /// Whether what they begin was queued by others than their contexts tell.
+    pub(super) foreign: bool,
     /// What they tell.
     pub(super) values: &'static [Want],
 }
@@ -174,6 +206,14 @@ impl Want {
     /// What the last object of the path is taken for.
     pub(super) fn terminal(&self) -> u32 {
         let kind = match self.role {
+            Role::Condition(Condition::Size(_)) => return terminal::SIZE,
+            Role::Condition(Condition::Nothing) => return terminal::NOTHING,
+            Role::Connection {
+                via: Via::Socket, ..
+            } => return terminal::SOCKET,
+            Role::Connection {
+                via: Via::Uvloop, ..
+            } => return terminal::UVLOOP,
             Role::WholeRoute
             | Role::SlashlessRoute
             | Role::ViewName
@@ -219,6 +259,8 @@ const fn row(module: &'static str, function: &'static str, values: &'static [Wan
     Row {
         place: Place::Function(module, function),
         last: false,
+        bound: false,
+        foreign: false,
         values,
     }
 }
@@ -227,6 +269,8 @@ const fn last(module: &'static str, function: &'static str, values: &'static [Wa
     Row {
         place: Place::Function(module, function),
         last: true,
+        bound: false,
+        foreign: false,
         values,
     }
 }

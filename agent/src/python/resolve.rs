@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use abi::record::{moment, part, value};
+use abi::record::{Owner, moment, part, rule, value};
 use pyframes::{Memory, attribute};
 
 use super::exception::Teller;
@@ -47,17 +47,23 @@ pub(super) fn insight(
         layout: &state.layout,
     };
     if stack.moment == moment::REQUEST {
-        let code = state.names.caller(objects, values::frames(event.frames))?;
+        let code = state.names.caller(objects, values::frames(event.frames));
+        let serving = serving(&values::items(event.values), wants);
+        if code.is_none() && serving.is_none() {
+            return None;
+        }
         return Some(Insight {
             subject: Subject::Sending(stack.conn),
             at: stack.at,
             framework: None,
             route: None,
-            code: Some(code),
+            code,
+            serving,
             exception: None,
         });
     }
     let items = values::items(event.values);
+    let serving = serving(&items, wants);
     let told = Told::new(&items, wants, stats);
     let placed = told.leaf(objects).map(|leaf| {
         let placed = state.tree.placed(objects, leaf, stack.at);
@@ -129,9 +135,16 @@ pub(super) fn insight(
     Some(Insight {
         subject: match stack.moment {
             moment::RESPONSE => Subject::Answering(stack.conn),
-            _ => Subject::Owned(Evidence {
-                owner: stack.owner,
-                rule: stack.rule,
+            _ => Subject::Owned(match serving {
+                // What a server's frame tells counts where nothing else does.
+                Some(owner) if stack.owner.conn == 0 => Evidence {
+                    owner,
+                    rule: rule::FRAME,
+                },
+                _ => Evidence {
+                    owner: stack.owner,
+                    rule: stack.rule,
+                },
             }),
         },
         at: stack.at,
@@ -142,8 +155,40 @@ pub(super) fn insight(
         },
         route,
         code,
+        serving: None,
         exception,
     })
+}
+
+/// What the connection that the innermost server's frame serves has received
+/// last, if all holds that must.
+fn serving(items: &[Item<'_>], wants: &[(usize, &'static Want)]) -> Option<Owner> {
+    let want = |item: &Item<'_>| {
+        let idx = (item.value.recipe as usize).checked_sub(1)?;
+        wants
+            .get(idx)
+            .map(|(framework, want)| (*framework, want.role))
+    };
+    let innermost = items
+        .iter()
+        .filter(|item| matches!(want(item), Some((_, Role::Connection { .. }))))
+        .map(|item| item.value.frame)
+        .min()?;
+    let (framework, conditions, owner) = items
+        .iter()
+        .filter(|item| item.value.frame == innermost)
+        .find_map(|item| match want(item)? {
+            (framework, Role::Connection { conditions, .. }) => {
+                Some((framework, conditions, item.owner()?))
+            }
+            _ => None,
+        })?;
+    let holding = items
+        .iter()
+        .filter(|item| item.value.frame == innermost && item.holds())
+        .filter(|item| matches!(want(item), Some((its, Role::Condition(_))) if its == framework))
+        .count();
+    (holding == conditions).then_some(owner)
 }
 
 impl<'a> Told<'a> {
@@ -328,4 +373,79 @@ fn handled<M: Memory>(objects: Objects<'_, M>, class: u64, framework: usize) -> 
         attribute::qualified_type_name(memory, layout, *class, &mut buffer)
             .is_ok_and(|name| handled.contains(&name.text) || ENDINGS.contains(&name.text))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use abi::record::Value;
+    use zerocopy::IntoBytes as _;
+
+    use super::super::servers::SERVERS;
+    use super::*;
+
+    /// The rows of waitress: two conditions and a connection.
+    fn wants() -> Vec<(usize, &'static Want)> {
+        let rows = SERVERS.iter().filter(|server| server.name == "waitress");
+        let values = rows.flat_map(|server| server.rows.iter().flat_map(|row| row.values));
+        values.map(|want| (0, want)).collect()
+    }
+
+    fn item(recipe: u32, frame: u16, kind: u8, bytes: &[u8]) -> Item<'_> {
+        Item {
+            value: Value {
+                recipe,
+                frame,
+                kind,
+                part: part::ITSELF,
+                len: bytes.len() as u32,
+                width: 0,
+                detail: 0,
+                pad: 0,
+                address: 0x5000,
+                type_address: 0,
+            },
+            bytes,
+        }
+    }
+
+    #[test]
+    fn a_connection_counts_only_if_every_condition_holds() {
+        let wants = wants();
+        assert_eq!(wants.len(), 3);
+        let owner = Owner { conn: 7, offset: 9 };
+        let bytes = owner.as_bytes();
+        let check = |kinds: [u8; 3], expected: Option<Owner>| {
+            let items: Vec<_> = (1..)
+                .zip(kinds)
+                .map(|(recipe, kind)| {
+                    let bytes = if kind == value::CONNECTION {
+                        bytes
+                    } else {
+                        &[]
+                    };
+                    item(recipe, 4, kind, bytes)
+                })
+                .collect();
+            assert_eq!(serving(&items, &wants), expected, "{kinds:?}");
+        };
+        let (holds, fails, found) = (value::NONE, value::FAILED, value::CONNECTION);
+        check([holds, holds, found], Some(owner));
+        check([holds, fails, found], None);
+        check([fails, holds, found], None);
+        check([holds, holds, fails], None);
+        // One that was lost holds no more than one that fails.
+        let found = item(3, 4, value::CONNECTION, bytes);
+        assert_eq!(
+            serving(&[item(1, 4, value::NONE, &[]), found], &wants),
+            None
+        );
+        // Nor does one of another frame.
+        let others = [1, 2].map(|recipe| item(recipe, 3, value::NONE, &[]));
+        assert_eq!(serving(&[others[0], others[1], found], &wants), None);
+        // A variable that is not bound is no `None`.
+        let mut unbound = item(1, 4, value::NONE, &[]);
+        unbound.value.address = 0;
+        let second = item(2, 4, value::NONE, &[]);
+        assert_eq!(serving(&[unbound, second, found], &wants), None);
+    }
 }

@@ -1,7 +1,7 @@
 //! Reads what follows a [`Stack`](abi::record::Stack) in the ring: frames and
 //! values. Lengths are checked; what does not fit ends the reading.
 
-use abi::record::{Frame, Value, value};
+use abi::record::{Frame, Owner, Value, value};
 use zerocopy::FromBytes as _;
 
 /// A value with its bytes.
@@ -78,6 +78,17 @@ impl Item<'_> {
     pub(super) fn int(&self) -> Option<i64> {
         let bytes = self.bytes.first_chunk::<8>()?;
         (self.value.kind == value::INT).then(|| i64::from_le_bytes(*bytes))
+    }
+
+    /// Whose bytes a connection received last, if it is one.
+    pub(super) fn owner(&self) -> Option<Owner> {
+        let owner = Owner::read_from_bytes(self.bytes).ok()?;
+        (self.value.kind == value::CONNECTION).then_some(owner)
+    }
+
+    /// Whether it is a condition that was found to hold.
+    pub(super) fn holds(&self) -> bool {
+        self.value.kind == value::NONE && self.value.address != 0
     }
 
     /// The address of the object, if there is one.

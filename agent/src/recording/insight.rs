@@ -25,6 +25,7 @@ pub(super) fn write(insight: &Insight) -> Json {
         framework,
         route,
         code,
+        serving,
         exception,
     } = insight;
     let subject = match subject {
@@ -39,6 +40,7 @@ pub(super) fn write(insight: &Insight) -> Json {
         "at": at,
         "framework": framework,
         "route": route.as_deref(),
+        "serving": serving.map(|owner| json!([owner.conn, owner.offset])),
         "code": code.as_ref().map(|code| json!([code.function, code.path, code.line])),
         "exception": exception.as_ref().map(|exception| {
             json!([exception.type_name, exception.message, exception.stacktrace])
@@ -60,6 +62,8 @@ pub(super) fn read(json: &Json) -> Option<Insight> {
                 line: u32::try_from(code.get(2)?.as_u64()?).ok()?,
             })),
         },
+        // Recordings of earlier releases have none.
+        serving: json.get("serving").and_then(owner),
         exception: match json.get("exception")? {
             Json::Null => None,
             exception => Some(Box::new(Exception {
@@ -68,6 +72,13 @@ pub(super) fn read(json: &Json) -> Option<Insight> {
                 stacktrace: text(exception, 2)?,
             })),
         },
+    })
+}
+
+fn owner(json: &Json) -> Option<Owner> {
+    Some(Owner {
+        conn: json.get(0)?.as_u64()?,
+        offset: json.get(1)?.as_u64()?,
     })
 }
 
@@ -114,6 +125,10 @@ mod tests {
                 path: "/a.py".to_owned(),
                 line: 9,
             })),
+            serving: Some(Owner {
+                conn: 3,
+                offset: u64::MAX,
+            }),
             exception: Some(Box::new(Exception {
                 type_name: "a.B".to_owned(),
                 message: None,
@@ -126,6 +141,7 @@ mod tests {
             framework: None,
             route: None,
             code: None,
+            serving: None,
             exception: None,
         };
         for insight in [

@@ -84,12 +84,25 @@ pub enum Counter {
     StackReads = 29,
     /// Transfers that the kernel did not let be looked at.
     TransferCutOff = 30,
+    /// Copies of contexts for which a server's frame was looked for.
+    ServerWalks = 44,
+    /// Those where one told whose the copy is.
+    ServerFound = 45,
+    /// Those where one was there and did not lead to a connection.
+    ServerUnresolved = 46,
+    /// Those where one was there and had not taken up all that was read.
+    ServerAhead = 47,
+    /// Those whose stack could not be walked to its end.
+    ServerUnwalked = 48,
+    /// Copies of contexts that are nobody's, as they were made to go on with
+    /// what somebody else has queued.
+    ForeignCopies = 49,
 }
 
 impl Counter {
     /// Every counter with its name as the operator reads it and whether it
     /// counts a loss.
-    pub const ALL: [(Self, &'static str, bool); 38] = [
+    pub const ALL: [(Self, &'static str, bool); 44] = [
         (Self::RecordsWritten, "kernel.records", false),
         (Self::DataRingFull, "kernel.lost.data_ring_full", true),
         (
@@ -160,5 +173,11 @@ impl Counter {
         (Self::TlsAmbiguous, "kernel.tls_ambiguous", false),
         (Self::StackReads, "kernel.stack_reads", false),
         (Self::TransferCutOff, "kernel.lost.transfer_cut_off", true),
+        (Self::ServerWalks, "kernel.server_walks", false),
+        (Self::ServerFound, "kernel.server_found", false),
+        (Self::ServerUnresolved, "kernel.server_unresolved", false),
+        (Self::ServerAhead, "kernel.server_ahead", false),
+        (Self::ServerUnwalked, "kernel.server_unwalked", false),
+        (Self::ForeignCopies, "kernel.foreign_copies", false),
     ];
 }

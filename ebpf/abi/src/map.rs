@@ -41,6 +41,12 @@ pub mod target_flag {
     /// The calls through which plaintext passes to and from TLS sessions are
     /// probed.
     pub const TLS: u32 = 1 << 16;
+    /// There are recipes of servers whose requests are served elsewhere than
+    /// where they are read, see [`crate::record::moment::COPY`].
+    pub const SERVERS: u32 = 1 << 8;
+    /// There are functions that go on with what others have queued, see
+    /// [`super::recipes_flag::FOREIGN`].
+    pub const FOREIGN: u32 = 1 << 9;
 }
 
 /// A traced process: value of `TARGETS`, keyed by process id.
@@ -178,6 +184,9 @@ pub struct Connection {
     pub received: u64,
     /// Bytes sent so far.
     pub sent: u64,
+    /// The entered context in which bytes were received last, or 0: no other
+    /// is owned by what was read in it.
+    pub reader: u64,
     /// Payload bytes that may still be copied of the current message.
     pub budget: u32,
     /// System calls seen, wrapping.
@@ -275,8 +284,9 @@ impl Filter {
     }
 }
 
-/// Recipes of one code object.
-pub const MAX_RECIPES: usize = 6;
+/// Recipes of one code object; a power of two, so that a mask can prove the
+/// bound.
+pub const MAX_RECIPES: usize = 8;
 
 /// What to do when a walk meets a code object: value of `RECIPES`.
 #[repr(C)]
@@ -296,6 +306,11 @@ pub struct Recipes {
 pub mod recipes_flag {
     /// Frames outside this one are of no interest: the walk ends here.
     pub const LAST: u32 = 1;
+    /// The frame is one of a task that serves one connection and no other.
+    pub const BIND: u32 = 2;
+    /// What is begun within the frame was queued by somebody else than its
+    /// context tells.
+    pub const FOREIGN: u32 = 4;
     /// From this bit on the moments of all recipes together, one bit each;
     /// filled in where the recipes are handed to the kernel.
     pub const MOMENTS_SHIFT: u32 = 8;
@@ -316,16 +331,32 @@ pub struct Recipe {
     /// At which moments it is run, a bit each, see
     /// [`crate::record::moment`].
     pub moments: u32,
-    /// What the last object is: a [`crate::record::value`] kind, or
-    /// [`UNTYPED`].
+    /// What the last object is: a [`crate::record::value`] kind, a
+    /// [`terminal`] or [`UNTYPED`].
     pub terminal: u32,
+    /// A number, see [`terminal`].
+    pub key: u64,
     /// The steps; the first [`pyframes::recipe::op::END`] ends them.
     pub steps: [pyframes::recipe::Step; pyframes::recipe::MAX_STEPS],
 }
 
 /// [`Recipe::terminal`] of an object of which just the address is of interest:
 /// its type is told as 0.
-pub const UNTYPED: u32 = 1 << 8;
+pub const UNTYPED: u32 = 1 << 5;
+
+/// Values of [`Recipe::terminal`] that are no kinds of values.
+pub mod terminal {
+    /// A `socket.socket`: to the connection of its descriptor. Its type must
+    /// be exactly that at `key`.
+    pub const SOCKET: u32 = 64;
+    /// A transport of uvloop: to the connection of its descriptor.
+    pub const UVLOOP: u32 = 65;
+    /// A container, which must have `key` items. Otherwise nothing that the
+    /// frame leads to counts.
+    pub const SIZE: u32 = 66;
+    /// `None`, and nothing else, as for [`SIZE`].
+    pub const NOTHING: u32 = 67;
+}
 
 /// [`Recipe::slot`] of the exception that is being raised.
 pub const RAISED: u32 = u32::MAX;

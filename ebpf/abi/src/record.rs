@@ -85,6 +85,13 @@ pub mod rule {
     /// The thread, or the process, was started by the application's own code
     /// on behalf of the owner's request.
     pub const STARTED: u8 = 7;
+    /// A frame of the server's own, on the thread's stack when the context or
+    /// one it was copied from was made (or when the bytes were sent), holds
+    /// the connection, and the owner's bytes were the last that it received.
+    pub const FRAME: u8 = 9;
+    /// As [`FRAME`], but the frame was seen earlier in this very context, and
+    /// the connection has received nothing since.
+    pub const BOUND: u8 = 10;
     /// No owner: the context descends from no request that was seen (it is
     /// older than the attach, evicted, or background work's).
     pub const UNOWNED_CONTEXT: u8 = 16;
@@ -111,6 +118,12 @@ pub mod rule {
     /// No owner: the thread, or the process, was started during a request,
     /// but not by the application's own code.
     pub const FOREIGN_START: u8 = 26;
+    /// No owner: a server's frame was there, but did not lead to an open
+    /// connection.
+    pub const FRAME_UNRESOLVED: u8 = 30;
+    /// No owner: a server's frame was there, but its connection has received
+    /// more than the frame has taken up.
+    pub const FRAME_AHEAD: u8 = 31;
 }
 
 /// Bits of [`Data::flags`].
@@ -293,6 +306,9 @@ pub mod moment {
     /// An exception leaves, or is caught by, a frame of interest
     /// (`PyTraceBack_Here`). `owner` tells on whose behalf.
     pub const RAISED: u8 = 3;
+    /// A context is copied of which nobody knows the owner. Nothing is
+    /// recorded: the recipes of servers tell whose the copy is.
+    pub const COPY: u8 = 4;
 }
 
 /// Bits of [`Stack::flags`].
@@ -367,6 +383,8 @@ pub mod value {
     pub const FAILED: u8 = 5;
     /// A `float`: eight bytes.
     pub const FLOAT: u8 = 6;
+    /// A server's connection: the [`super::Owner`] of what it received last.
+    pub const CONNECTION: u8 = 7;
 }
 
 /// Values of [`Value::part`].

@@ -156,6 +156,8 @@ pub(in crate::python) const FRAMEWORKS: &[Framework] = &[
             Row {
                 place: Place::WsgiServers,
                 last: true,
+                bound: false,
+                foreign: false,
                 values: &[
                     answering(
                         Role::WholeRoute,
@@ -325,6 +327,8 @@ pub(in crate::python) const FRAMEWORKS: &[Framework] = &[
             Row {
                 place: Place::WsgiServers,
                 last: true,
+                bound: false,
+                foreign: false,
                 values: &[
                     answering(
                         Role::WholeRoute,
@@ -376,6 +380,8 @@ pub(in crate::python) const FRAMEWORKS: &[Framework] = &[
             Row {
                 place: Place::WsgiServers,
                 last: true,
+                bound: false,
+                foreign: false,
                 values: &[
                     answering(Role::Path, Start::Environ, &[Key("PATH_INFO")]),
                     answering(Role::Method, Start::Environ, &[Key("REQUEST_METHOD")]),
@@ -415,6 +421,8 @@ pub(in crate::python) const FRAMEWORKS: &[Framework] = &[
         rows: &[Row {
             place: Place::WsgiServers,
             last: true,
+            bound: false,
+            foreign: false,
             values: &[
                 answering(Role::Path, Start::Environ, &[Key("PATH_INFO")]),
                 answering(Role::Method, Start::Environ, &[Key("REQUEST_METHOD")]),
