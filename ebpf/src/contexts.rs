@@ -207,19 +207,24 @@ pub(crate) fn read_by(
                 set_owner(pid, target, context, finding, true);
             }
         }
-        other => {
-            let before = connection.reader;
-            if before != 0 {
-                outdated(pid, target, before, connection.id);
-                connection.reader = 0;
-            }
-            match other {
-                Some(Place { greenlet, .. }) if greenlet != greenlets::NONE => {
-                    greenlets::reads(pid_tgid, target, thread, greenlet, owner);
-                }
-                _ => threads::reads(pid_tgid, thread, owner, fd),
-            }
+        Some(Place { greenlet, .. }) if greenlet != greenlets::NONE => {
+            outside(pid, target, connection);
+            greenlets::reads(pid_tgid, target, thread, greenlet, owner);
         }
+        _ => {
+            outside(pid, target, connection);
+            threads::reads(pid_tgid, thread, owner, fd);
+        }
+    }
+}
+
+/// Bytes of a connection were read outside any entered context.
+#[inline(always)]
+fn outside(pid: u32, target: &Target, connection: &mut Connection) {
+    let before = connection.reader;
+    if before != 0 {
+        outdated(pid, target, before, connection.id);
+        connection.reader = 0;
     }
 }
 
