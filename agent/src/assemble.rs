@@ -8,6 +8,7 @@
 //! reason. It does no I/O and reads neither clock nor randomness.
 
 mod findings;
+mod stats;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -16,12 +17,13 @@ use std::sync::Arc;
 use abi::record::{Owner, rule};
 
 use self::findings::Findings;
+pub use self::stats::AssembleStats;
 use crate::attribute::Attributes;
 use crate::insight::{Insight, Subject};
 use crate::propagation::TraceContext;
 use crate::protocol::{Exchange, Role};
 use crate::resource::Resource;
-use crate::stats::{Count, counters};
+use crate::stats::Count;
 use crate::stream::{Evidence, ExchangeId, Progress};
 
 /// Server connections whose requests can still be found as parents after
@@ -50,71 +52,6 @@ const SAMPLED: u8 = 1;
 /// Flags of a trace that begins here: sampled, and its id is random (W3C
 /// Trace Context level 2).
 const ROOT_FLAGS: u8 = 0x03;
-
-counters! {
-    /// Counters of `assemble`.
-    pub struct AssembleStats {
-        /// Server spans made.
-        server_spans => "spans.server",
-        /// Client spans made.
-        client_spans => "spans.client",
-        /// Client spans put under a parent.
-        parented => "spans.client.parented",
-        /// Spans not made: the caller did not sample the trace.
-        not_sampled => "spans.not_sampled",
-        /// Exchanges of a process that is not known (any more).
-        unknown_process => "spans.dropped.unknown_process",
-        /// No parent: the context descends from no request that was seen.
-        unowned_context => "spans.no_parent.unowned_context",
-        /// No parent: sent by an event loop outside any context.
-        event_loop => "spans.no_parent.event_loop",
-        /// No parent: the thread was working on no request.
-        idle_thread => "spans.no_parent.idle_thread",
-        /// No parent: the thread's state could not be read.
-        no_thread_state => "spans.no_parent.no_thread_state",
-        /// No parent: bytes of several owners in one write.
-        mixed_queue => "spans.no_parent.mixed_queue",
-        /// No parent: the greenlet was working on no request that was seen.
-        unowned_greenlet => "spans.no_parent.unowned_greenlet",
-        /// No parent: the current greenlet could not be read, or greenlets
-        /// were not followed yet.
-        unseen_greenlet => "spans.no_parent.unseen_greenlet",
-        /// No parent: handed over by a thread that had begun to answer.
-        after_answer => "spans.no_parent.after_answer",
-        /// No parent: an executor's thread, for no request.
-        unowned_work => "spans.no_parent.unowned_work",
-        /// No parent: a thread or process that was started during a request,
-        /// but not by the application's own code.
-        foreign_start => "spans.no_parent.foreign_start",
-        /// No parent: the server's frame led to no open connection.
-        frame_unresolved => "spans.no_parent.frame_unresolved",
-        /// No parent: the server had read more than the request that its
-        /// frame was serving.
-        frame_ahead => "spans.no_parent.frame_ahead",
-        /// No parent: the owner's bytes hold several requests, or its next
-        /// request came before it was answered.
-        pipelined => "spans.no_parent.pipelined",
-        /// No parent: the owner's request is forgotten.
-        forgotten => "spans.no_parent.forgotten",
-        /// No parent: the owner's request was not read to the end of its
-        /// head, so nothing can be done for it yet.
-        head_incomplete => "spans.no_parent.head_incomplete",
-        /// No parent: the thread's request had ended.
-        ended => "spans.no_parent.ended",
-        /// No parent: the link was inferred and did not hold.
-        inference_failed => "spans.no_parent.inference_failed",
-        /// No parent: the application sent a context of another trace.
-        other_trace => "spans.no_parent.other_trace",
-        /// Span ids the application sent and the client span took over.
-        adopted => "spans.client.id_adopted",
-        /// Span ids the application sent that were its caller's, or used
-        /// before.
-        not_adopted => "spans.client.id_not_adopted",
-        /// What the interpreter told of a request that is not under way (any
-        /// more), or whose owner is uncertain.
-        stray_insights => "insights.without_request",
-    }
-}
 
 /// A source of ids.
 pub trait Ids: Send {
