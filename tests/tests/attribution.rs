@@ -467,16 +467,14 @@ mod attribution {
             Model::new("wsgiref", wsgiref("single")),
             Model::new("wsgiref, threads", wsgiref("threads")),
             Model::new("Django runserver", Service::command("django", &runserver)),
+            // Its first thread reads for those that serve.
+            Model::new("waitress", waitress),
         ];
-        let close = Manner::Close;
-        let mut models: Vec<_> = models
-            .into_iter()
-            .map(|model| model.load_as("/downstream", close, Expected::Exact))
-            .collect();
-        // Its first thread reads for those that serve.
-        let refused = Expected::Refused("spans.no_parent.idle_thread");
-        models.push(Model::new("waitress", waitress).load_as("/downstream", close, refused));
-        let models = models.into_iter().map(|model| model.on(&servers));
+        let models = models.into_iter().map(|model| {
+            model
+                .load_as("/downstream", Manner::Close, Expected::Exact)
+                .on(&servers)
+        });
         run("threads", models.collect());
     }
 
