@@ -217,10 +217,23 @@ fn workers_that_die_leave_nothing_behind() -> Result<()> {
             let workers: BTreeSet<u32> = app.workers().into_iter().collect();
             Ok((workers.len() == 2 && workers.is_disjoint(&before)).then_some(()))
         })?;
-        for number in 0..LATER {
-            let target = format!("/downstream?n=3&id=later-{number}");
+        let ask = |id: &str| -> Result<()> {
+            let target = format!("/downstream?n=3&id={id}");
             let answer = app.connect()?.get(&target)?;
             ensure!(answer.status == 200, "{name}: {}", answer.text());
+            Ok(())
+        };
+        // Until a worker's contexts are followed, its calls have no parent.
+        let mut asked = 0;
+        wait_for("a call under its request", PATIENCE, || {
+            ask(&format!("early-{asked}"))?;
+            asked += 1;
+            let placements = placements(&agent.spans()?);
+            let placed = placements.get("early").map_or(0, |early| early.placed);
+            Ok((placed > 0).then_some(()))
+        })?;
+        for number in 0..LATER {
+            ask(&format!("later-{number}"))?;
         }
         let ended = agent.stop()?;
         ended.counters.assert_nothing_lost();
@@ -234,7 +247,7 @@ fn workers_that_die_leave_nothing_behind() -> Result<()> {
         let later = &placements(&ended.spans)["later"];
         ensure!(later.misplaced == 0 && later.orphaned == 0, "{later:#?}");
         ensure!(later.requests == LATER, "{name}: {later:#?}");
-        // Until a worker's contexts are followed, its calls have no parent.
+        // The other worker may not be followed yet.
         ensure!(later.placed > 0, "{name}: {later:#?}");
     }
     Ok(())
