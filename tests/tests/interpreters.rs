@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use abi::map::target_flag;
 use otel_ebpf::remote::{Process, ProcessError};
 use otel_ebpf::target::births::Birth;
 use otel_ebpf::target::interpreter::{Interpreter, InterpreterError};
@@ -117,7 +118,12 @@ fn check_build(python: Option<Python>, has_births: bool) {
     }
 
     let target = found.target();
-    assert_eq!(target.flags, abi::map::target_flag::PYTHON);
+    // Threads of `threading` run in contexts of their own since 3.14.
+    let flags = match told.minor {
+        14.. => target_flag::PYTHON | target_flag::THREAD_CONTEXTS,
+        _ => target_flag::PYTHON,
+    };
+    assert_eq!(target.flags, flags);
     assert_eq!(target.tss_slot, found.tss.slot);
     assert_eq!(target.tstate_thread_id, found.layout.tstate.thread_id);
 
