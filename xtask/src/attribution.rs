@@ -158,6 +158,8 @@ fn markdown(rows: &[Row], untested: &[String]) -> String {
         total(rows, |row| row.misplaced)
     );
     for what in untested {
+        // Without the reason, which names places of this machine.
+        let what = what.split(" (").next().unwrap_or(what);
         let _infallible = writeln!(text, "\nNot tested, since it was not to be had: {what}.");
     }
     let mut group = "";
