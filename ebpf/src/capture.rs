@@ -172,6 +172,8 @@ pub(crate) fn transfer(ctx: &RawTracePointContext) {
         return;
     };
     let Some(thread) = threads::known(pid_tgid) else {
+        // Evicted since the beginning.
+        count(Counter::TransferCutOff);
         return;
     };
     let place = contexts::place(target, thread);
@@ -276,7 +278,9 @@ pub(crate) fn plaintext(
                     entered: true,
                     ..
                 }) if outside => {
-                    contexts::plaintext_read_in(pid_tgid, target, thread, context, owner, fd);
+                    contexts::plaintext_read_in(
+                        pid_tgid, target, thread, connection, context, owner, fd,
+                    );
                 }
                 _ => contexts::read_by(pid_tgid, target, thread, place, connection, owner, fd),
             }

@@ -15,7 +15,7 @@ use crate::maps::{
     CONNECTIONS, CONTEXTS, ContextKey, ContextOwner, QUEUED, Queued, Thread, thread_flag,
 };
 use crate::servers::{self, Serving};
-use crate::{greenlets, handoffs, processes, stacks, threads, user};
+use crate::{greenlets, handoffs, processes, seal, stacks, threads, user};
 
 /// The current thread's place in Python.
 #[derive(Clone, Copy)]
@@ -246,6 +246,7 @@ fn outdated(pid: u32, target: &Target, context: u64, conn: u64) {
     if entry.direct != 0 && entry.owner.conn == conn {
         entry.owner = Owner::default();
         entry.rule = u32::from(rule::UNOWNED_CONTEXT);
+        entry.seal = seal(key, entry);
     }
 }
 
@@ -279,12 +280,15 @@ pub(crate) fn plaintext_read_in(
     pid_tgid: u64,
     target: &Target,
     thread: &mut Thread,
+    connection: &mut Connection,
     context: u64,
     owner: Owner,
     fd: i32,
 ) {
+    let pid = (pid_tgid >> 32) as u32;
+    outside(pid, target, connection);
     if target.flags & target_flag::LINEAGE != 0 {
-        set_owner((pid_tgid >> 32) as u32, target, context, NOBODY, false);
+        set_owner(pid, target, context, NOBODY, false);
     }
     // What comes out piece by piece in one callback is one read.
     let goes_on = thread.flags & thread_flag::FRESH_READ != 0 && thread.read.conn == owner.conn;
@@ -343,7 +347,7 @@ pub(crate) fn sender(
     // SAFETY: the map's values outlive the program run.
     let queued = unsafe { *queued };
     let _raced = QUEUED.remove(key);
-    if queued.conn != conn {
+    if queued.conn != conn || queued.seal != queue_seal(key, &queued) {
         return finding;
     }
     if finding.rule == rule::EVENT_LOOP {
@@ -436,6 +440,7 @@ pub(crate) fn bind(pid: u32, target: &Target, context: u64, serving: Serving) {
         direct: 0,
         fd: serving.fd,
         pad: 0,
+        seal: 0,
     };
     note(pid, target, context, value);
 }
@@ -578,15 +583,18 @@ pub(crate) fn queued(ctx: &ProbeContext, transport: u64) {
             other => u32::from(other),
         },
         pad: 0,
+        seal: 0,
     };
     if let Some(earlier) = QUEUED.get_ptr(key) {
         // SAFETY: the map's values outlive the program run.
         let earlier = unsafe { *earlier };
-        if earlier.conn == id && earlier.owner != queued.owner {
+        let whole = earlier.seal == queue_seal(key, &earlier);
+        if earlier.conn == id && !(whole && earlier.owner == queued.owner) {
             queued.owner = Owner::default();
             queued.rule = u32::from(rule::MIXED_QUEUE);
         }
     }
+    queued.seal = queue_seal(key, &queued);
     if QUEUED.insert(key, queued, 0).is_err() {
         // An older entry must not speak for these bytes.
         let _absent = QUEUED.remove(key);
@@ -606,6 +614,9 @@ fn context_owner(pid: u32, target: &Target, context: u64) -> (Finding, bool) {
         Some(found) => {
             // SAFETY: the map's values outlive the program run.
             let found = unsafe { *found };
+            if found.seal != seal(key, &found) {
+                return (NOBODY, false);
+            }
             if found.rule == u32::from(rule::BOUND) && !is_last(pid, found) {
                 return (NOBODY, false);
             }
@@ -617,6 +628,29 @@ fn context_owner(pid: u32, target: &Target, context: u64) -> (Finding, bool) {
         }
         None => (NOBODY, false),
     }
+}
+
+#[inline(always)]
+fn seal(key: ContextKey, value: &ContextOwner) -> u64 {
+    seal::of([
+        key.context,
+        seal::pair(key.pid, key.epoch),
+        value.owner.conn,
+        value.owner.offset,
+        seal::pair(value.rule, value.direct),
+        u64::from(value.fd as u32),
+    ])
+}
+
+#[inline(always)]
+fn queue_seal(key: Descriptor, value: &Queued) -> u64 {
+    seal::of([
+        seal::pair(key.pid, key.fd as u32),
+        value.conn,
+        value.owner.conn,
+        value.owner.offset,
+        u64::from(value.rule),
+    ])
 }
 
 /// Whether a connection is open and has received nothing after the owner.
@@ -641,17 +675,19 @@ fn set_owner(pid: u32, target: &Target, context: u64, finding: Finding, direct: 
         direct: u32::from(direct),
         fd: 0,
         pad: 0,
+        seal: 0,
     };
     note(pid, target, context, value);
 }
 
 #[inline(always)]
-fn note(pid: u32, target: &Target, context: u64, value: ContextOwner) {
+fn note(pid: u32, target: &Target, context: u64, mut value: ContextOwner) {
     let key = ContextKey {
         context,
         pid,
         epoch: target.epoch,
     };
+    value.seal = seal(key, &value);
     if let Some(entry) = CONTEXTS.get_ptr_mut(key) {
         // SAFETY: the map's values outlive the program run.
         unsafe { *entry = value };

@@ -17,7 +17,7 @@ use crate::counters::count;
 use crate::maps::{GREENLETS, GreenletKey, GreenletOwner, Thread};
 use crate::stacks::{self, Chain as _};
 use crate::user::{self, User};
-use crate::{processes, threads};
+use crate::{processes, seal, threads};
 
 /// The thread runs in no greenlet but its main one, which is the thread.
 pub(crate) const NONE: u64 = 0;
@@ -297,27 +297,15 @@ fn set(key: GreenletKey, mut value: GreenletOwner) {
     }
 }
 
-/// Binds a value to its key: the kernel gives an evicted element to the next
-/// key at once, while a program on another processor may still read it. What
-/// was then read, or torn, does not bear the seal.
 #[inline(always)]
 fn seal(key: GreenletKey, value: &GreenletOwner) -> u64 {
-    // 2^64 by the golden ratio, as Fibonacci hashing has it.
-    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-    let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
-    let words = [
+    seal::of([
         key.greenlet,
-        pair(key.pid, key.epoch),
+        seal::pair(key.pid, key.epoch),
         value.owner.conn,
         value.owner.offset,
-        pair(value.rule, value.tid),
-    ];
-    let mut seal = FACTOR;
-    for word in words {
-        seal = (seal ^ word).wrapping_mul(FACTOR);
-        seal ^= seal >> 32;
-    }
-    seal
+        seal::pair(value.rule, value.tid),
+    ])
 }
 
 #[inline(always)]

@@ -12,7 +12,7 @@ use crate::contexts::{self, Finding, Place};
 use crate::counters::count;
 use crate::maps::{THREADS, Thread, WORK, Work, WorkKey, thread_flag};
 use crate::user::User;
-use crate::{processes, stacks, threads};
+use crate::{processes, seal, stacks, threads};
 
 /// What no request submitted, or none that was seen.
 const NOBODY: Finding = Finding {
@@ -52,10 +52,12 @@ pub(crate) fn put(args: u64) {
         pid,
         epoch: target.epoch,
     };
-    let work = Work {
+    let mut work = Work {
         owner: finding.owner,
         rule: u64::from(finding.rule),
+        seal: 0,
     };
+    work.seal = seal(key, &work);
     if let Some(entry) = WORK.get_ptr_mut(key) {
         // SAFETY: the map's values outlive the program run. The address may
         // have been another object's.
@@ -138,6 +140,9 @@ pub(crate) fn item(pid: u32, target: &Target, thread: &Thread) -> Finding {
         Some(work) => {
             // SAFETY: the map's values outlive the program run.
             let work = unsafe { *work };
+            if work.seal != seal(key, &work) {
+                return NOBODY;
+            }
             Finding {
                 owner: work.owner,
                 rule: work.rule as u8,
@@ -145,6 +150,17 @@ pub(crate) fn item(pid: u32, target: &Target, thread: &Thread) -> Finding {
         }
         None => NOBODY,
     }
+}
+
+#[inline(always)]
+fn seal(key: WorkKey, value: &Work) -> u64 {
+    seal::of([
+        key.item,
+        seal::pair(key.pid, key.epoch),
+        value.owner.conn,
+        value.owner.offset,
+        value.rule,
+    ])
 }
 
 /// The current thread starts another, in its own process or as the first of

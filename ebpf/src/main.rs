@@ -18,6 +18,7 @@ mod handoffs;
 mod kernel;
 mod maps;
 mod processes;
+mod seal;
 mod servers;
 mod stacks;
 mod syscalls;

@@ -407,6 +407,8 @@ pub(crate) struct ContextOwner {
     pub(crate) fd: i32,
     /// Zero.
     pub(crate) pad: u32,
+    /// See [`crate::seal`].
+    pub(crate) seal: u64,
 }
 
 /// Key of [`GREENLETS`].
@@ -434,7 +436,7 @@ pub(crate) struct GreenletOwner {
     /// runs on another (as gevent's workers of a thread pool) is not the
     /// maker's.
     pub(crate) tid: u32,
-    /// Says that the value is this key's.
+    /// See [`crate::seal`].
     pub(crate) seal: u64,
 }
 
@@ -450,6 +452,8 @@ pub(crate) struct Queued {
     pub(crate) rule: u32,
     /// Zero.
     pub(crate) pad: u32,
+    /// See [`crate::seal`].
+    pub(crate) seal: u64,
 }
 
 /// Key of [`WORK`].
@@ -472,6 +476,8 @@ pub(crate) struct Work {
     pub(crate) owner: Owner,
     /// By which rule what is done with the object is owned, or why not.
     pub(crate) rule: u64,
+    /// See [`crate::seal`].
+    pub(crate) seal: u64,
 }
 
 /// Value of [`TLS_CALLS`].

@@ -283,6 +283,7 @@ fn begins(ctx: &ProbeContext, extended: bool) -> Option<TlsCarrier> {
     };
     let thread = threads::entry(pid_tgid)?;
     if TLS_CALLS.insert(pid_tgid, call, 0).is_err() {
+        count(Counter::TlsUnjoined);
         thread.flags &= !thread_flag::IN_TLS;
         return None;
     }
@@ -308,16 +309,17 @@ pub(crate) fn ends(result: u64, way: u8) {
         return;
     }
     thread.flags &= !thread_flag::IN_TLS;
-    let Some(call) = TLS_CALLS.get_ptr(pid_tgid) else {
-        return;
-    };
-    // SAFETY: as in `carries`.
-    let call = unsafe { *call };
     // Both functions return an `int`.
     let result = result as u32 as i32;
     if result <= 0 {
         return;
     }
+    let Some(call) = TLS_CALLS.get_ptr(pid_tgid) else {
+        count(Counter::TlsUnjoined);
+        return;
+    };
+    // SAFETY: as in `carries`.
+    let call = unsafe { *call };
     let len = if call.transferred == 0 {
         result as u64
     } else {

@@ -255,7 +255,11 @@ const fn raised(role: Role, start: Start, path: &'static [Go]) -> Want {
     at(moment::RAISED, role, start, path)
 }
 
-const fn row(module: &'static str, function: &'static str, values: &'static [Want]) -> Row {
+pub(super) const fn row(
+    module: &'static str,
+    function: &'static str,
+    values: &'static [Want],
+) -> Row {
     Row {
         place: Place::Function(module, function),
         last: false,

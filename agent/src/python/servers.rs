@@ -13,7 +13,7 @@ use abi::record::moment;
 
 use super::frameworks::Go::{Attribute, MethodSelf, Slot};
 use super::frameworks::Start::Local;
-use super::frameworks::{Condition, Framework, Go, Place, Role, Row, Start, Via, Want};
+use super::frameworks::{Condition, Framework, Go, Role, Row, Start, Via, Want, row};
 
 /// Servers that hand a request over where contexts tell of it, so that they
 /// need no rows but beside another one.
@@ -213,16 +213,6 @@ const fn server(name: &'static str, module: &'static str, rows: &'static [Row]) 
         handled: &[],
         unless: &[],
         rows,
-    }
-}
-
-const fn row(module: &'static str, function: &'static str, values: &'static [Want]) -> Row {
-    Row {
-        place: Place::Function(module, function),
-        last: false,
-        bound: false,
-        foreign: false,
-        values,
     }
 }
 
