@@ -10,6 +10,7 @@ mod greenlets;
 mod handoffs;
 mod lineage;
 mod message;
+mod sqlite;
 mod tls;
 
 use std::collections::{HashMap, HashSet};
@@ -24,6 +25,7 @@ use self::frameworks::{Moments, RELOOK};
 use self::greenlets::Following;
 use self::lineage::Lineage;
 pub use self::lineage::Traffic;
+use self::sqlite::SqliteCopies;
 use self::tls::{FileId, TlsCallers};
 use crate::probes::{Hook, ProbeError, Probes};
 use crate::protocol::{Endpoint, Role};
@@ -83,6 +85,11 @@ counters! {
         queues_failed => "discovery.queues_failed",
         /// Calls of OpenSSL whose results cannot be seen, by file.
         tls_unseen => "discovery.tls_calls_unseen",
+        /// Copies of SQLite in a process whose statements are followed.
+        sqlite => "discovery.sqlite",
+        /// Processes that use SQLite, and a copy whose statements cannot be
+        /// followed.
+        without_sqlite => "discovery.without_sqlite",
         /// Recipes that the kernel side has no room for.
         recipes_failed => "discovery.dropped.recipes",
     }
@@ -163,6 +170,8 @@ struct Tracee {
     queues_probed: bool,
     /// Mapped files that were searched for calls of OpenSSL.
     searched: HashSet<FileId>,
+    /// What is known of its SQLite.
+    sqlite: sqlite::Followed,
     moments: Moments,
     /// The server that runs it, with its version.
     server: Option<(&'static str, Option<String>)>,
@@ -200,6 +209,7 @@ pub struct Discovery {
     /// The last [`Target::epoch`] that was given.
     last_epoch: u32,
     callers: TlsCallers,
+    copies: SqliteCopies,
     /// What happened, counted.
     pub stats: DiscoveryStats,
 }
@@ -217,6 +227,7 @@ impl Discovery {
             next_greenlet_epoch: 1,
             last_epoch: 0,
             callers: TlsCallers::default(),
+            copies: SqliteCopies::default(),
             stats: DiscoveryStats::default(),
         }
     }
@@ -270,6 +281,7 @@ impl Discovery {
             greenlets: Following::default(),
             queues_probed: false,
             searched: HashSet::new(),
+            sqlite: sqlite::Followed::default(),
             moments: from.moments,
             server: from.server.clone(),
             next_frameworks: Instant::now() + RELOOK,
@@ -345,6 +357,7 @@ impl Discovery {
         tracee.greenlets = Following::default();
         tracee.queues_probed = false;
         tracee.searched.clear();
+        tracee.sqlite = sqlite::Followed::default();
         tracee.moments = Moments::default();
         tracee.server = None;
         tracee.until = Some(now + PATIENCE);
@@ -453,6 +466,7 @@ impl Discovery {
                 greenlets: Following::default(),
                 queues_probed: false,
                 searched: HashSet::new(),
+                sqlite: sqlite::Followed::default(),
                 moments: Moments::default(),
                 server: None,
                 next_frameworks: now + RELOOK,
@@ -481,6 +495,7 @@ impl Discovery {
             self.modules(pid, &process, probes);
             self.handoffs(pid, &process, probes);
             self.hook_tls(pid, &process, probes);
+            self.hook_sqlite(pid, &process, probes);
             self.frameworks(pid, &process, probes, changes, urgent);
             return;
         }
@@ -557,6 +572,7 @@ impl Discovery {
         self.modules(pid, process, probes);
         self.handoffs(pid, process, probes);
         self.hook_tls(pid, process, probes);
+        self.hook_sqlite(pid, process, probes);
         if let Some(tracee) = self.tracees.get(&pid) {
             tell(pid, &tracee.target, probes);
         }
@@ -664,12 +680,16 @@ fn place(hook: Hook, path: &std::path::Path, offset: u64) -> Placement {
         | Hook::VariableReset
         | Hook::Raised
         | Hook::GreenletBorn
-        | Hook::GreenletEnded => placement::entry(code),
+        | Hook::GreenletEnded
+        | Hook::SqliteReset
+        | Hook::SqliteFinalize => placement::entry(code),
         // Chosen by instruction already.
-        Hook::ContextCopiedIn(_) | Hook::ContextCreatedIn(_) | Hook::Tls(_) => Placement {
-            offset: 0,
-            single_stepped: false,
-        },
+        Hook::ContextCopiedIn(_) | Hook::ContextCreatedIn(_) | Hook::Tls(_) | Hook::SqliteBegin => {
+            Placement {
+                offset: 0,
+                single_stepped: false,
+            }
+        }
         Hook::ContextReturned | Hook::ContextCreated => placement::return_probe(code),
     }
 }

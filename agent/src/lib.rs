@@ -29,6 +29,7 @@ pub mod run;
 pub mod signal;
 pub mod source;
 pub mod stack;
+pub mod statements;
 pub mod stats;
 pub mod stream;
 pub mod target;

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use abi::counter::Counter;
 use abi::map::{
-    CodeKey, Connection, Descriptor, Filter, KernelOffsets, Layout, Recipes, Target, recipes_flag,
+    CodeKey, Connection, Descriptor, Filter, KernelOffsets, Layout, Recipes, SqliteLayout,
+    SqlitePlace, Target, recipes_flag,
 };
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, ProgramArray};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope};
@@ -44,16 +45,17 @@ const STEPS: [&str; 5] = [
 ];
 
 /// The same in `FUNCTION_STEPS`, from number 1 on.
-const FUNCTION_STEPS: [&str; 5] = [
+const FUNCTION_STEPS: [&str; 6] = [
     "probe_frames",
     "probe_recipe",
     "probe_exception",
     "server_frames",
     "server_recipe",
+    "query_begun",
 ];
 
 /// Programs on functions, attached when an interpreter is found.
-const FUNCTIONS: [&str; 19] = [
+const FUNCTIONS: [&str; 22] = [
     "context_returned",
     "context_created",
     "context_explicit",
@@ -73,6 +75,9 @@ const FUNCTIONS: [&str; 19] = [
     "tls_feed",
     "greenlet_born",
     "greenlet_ended",
+    "sqlite_begin",
+    "sqlite_reset",
+    "sqlite_finalize",
 ];
 
 /// Programs on places where a new context is in a register: a copy of the
@@ -166,6 +171,12 @@ pub enum Hook {
     GreenletBorn,
     /// `tp_dealloc` of `greenlet.greenlet`.
     GreenletEnded,
+    /// The place inside `sqlite3_step` where a statement begins.
+    SqliteBegin,
+    /// `sqlite3_reset`.
+    SqliteReset,
+    /// `sqlite3_finalize`.
+    SqliteFinalize,
 }
 
 impl Hook {
@@ -194,6 +205,9 @@ impl Hook {
             },
             Self::GreenletBorn => "greenlet_born",
             Self::GreenletEnded => "greenlet_ended",
+            Self::SqliteBegin => "sqlite_begin",
+            Self::SqliteReset => "sqlite_reset",
+            Self::SqliteFinalize => "sqlite_finalize",
         }
     }
 }
@@ -225,6 +239,9 @@ pub struct Probes {
     /// Keys that have recipes.
     cooked: std::collections::HashSet<CodeKey>,
     hooks: std::collections::HashMap<u32, Vec<Hooked>>,
+    sqlite: HashMap<MapData, SqlitePlace, SqliteLayout>,
+    /// Keys of `sqlite`, by process.
+    sqlite_places: std::collections::HashMap<u32, Vec<SqlitePlace>>,
     /// The kernel empties it when its last holder lets go.
     _steps: [ProgramArray<MapData>; 2],
     /// Hands the kernel side's log lines on.
@@ -277,6 +294,8 @@ impl Probes {
             filter: map(&mut ebpf, "FILTER")?,
             cooked: std::collections::HashSet::new(),
             hooks: std::collections::HashMap::new(),
+            sqlite: map(&mut ebpf, "SQLITE")?,
+            sqlite_places: std::collections::HashMap::new(),
             _steps: steps,
             flush_log,
             ebpf,
@@ -365,6 +384,26 @@ impl Probes {
     /// image.
     pub fn unhook(&mut self, pid: u32) {
         self.unhook_only(pid, |_| true);
+        for place in self.sqlite_places.remove(&pid).unwrap_or_default() {
+            let _absent = self.sqlite.remove(&place);
+        }
+    }
+
+    /// Tells the kernel how to read a copy of SQLite at a place that is to be
+    /// probed.
+    pub fn set_sqlite(
+        &mut self,
+        place: SqlitePlace,
+        layout: &SqliteLayout,
+    ) -> Result<(), ProbeError> {
+        self.sqlite
+            .insert(place, layout, 0)
+            .map_err(|source| ProbeError::Map {
+                name: "SQLITE",
+                source,
+            })?;
+        self.sqlite_places.entry(place.pid).or_default().push(place);
+        Ok(())
     }
 
     /// Detaches those function probes of a process that are of no use now.

@@ -13,6 +13,7 @@ pub mod postgres;
 pub mod reader;
 pub mod redis;
 pub mod sql;
+pub mod sqlite;
 
 use std::borrow::Cow;
 use std::net::SocketAddr;

@@ -21,6 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use abi::map::Descriptor;
+use abi::record::QUERY_NAME;
 use serde_json::{Map, Value as Json, json};
 use zerocopy::IntoBytes;
 
@@ -153,6 +154,12 @@ impl Recorder {
             Event::Join(join) => self.entry(tag::RECORD, &[join.as_bytes()]),
             Event::Open(open) => self.entry(tag::RECORD, &[open.as_bytes()]),
             Event::Close(close) => self.entry(tag::RECORD, &[close.as_bytes()]),
+            Event::Query(query) => self.entry(tag::RECORD, &[query.as_bytes()]),
+            Event::QueryEnd(end, name, text) => {
+                let fill = [0; QUERY_NAME];
+                let room = fill.get(name.len()..).unwrap_or_default();
+                self.entry(tag::RECORD, &[end.as_bytes(), name, room, text, &[0]]);
+            }
             Event::Process(process) => self.entry(tag::RECORD, &[process.as_bytes()]),
             // What it told is recorded as an insight.
             Event::Stack(_) => {}

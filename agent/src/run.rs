@@ -142,6 +142,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             discovery.stats.values(),
             discovery.python.stats.values(),
             pipeline.tracer.streams.stats.values(),
+            pipeline.tracer.statements.stats.values(),
             pipeline.tracer.assembler.stats.values(),
             stats.values(),
         ]
@@ -284,6 +285,7 @@ impl Agent {
                 self.discovery.stats.values(),
                 self.discovery.python.stats.values(),
                 self.pipeline.tracer.streams.stats.values(),
+                self.pipeline.tracer.statements.stats.values(),
                 self.pipeline.tracer.assembler.stats.values(),
                 self.export_stats.values(),
             ]

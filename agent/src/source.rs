@@ -8,7 +8,8 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use abi::record::{
-    self, Close, Data, Frame, Open, Owner, Process, Stack, TlsJoin, Traceback, Value,
+    self, Close, Data, Frame, Open, Owner, Process, QUERY_NAME, Query, QueryEnd, Stack, TlsJoin,
+    Traceback, Value,
 };
 use aya::maps::{MapData, RingBuf};
 use zerocopy::FromBytes;
@@ -28,6 +29,10 @@ pub enum Event<'a> {
     Open(Open),
     /// A connection was closed.
     Close(Close),
+    /// A statement of a database in the process began.
+    Query(Query),
+    /// It ended; with the name of the database's file and its text.
+    QueryEnd(QueryEnd, &'a [u8], &'a [u8]),
     /// A process forked, executed, ended or listened.
     Process(Process),
     /// Where a thread was in Python.
@@ -103,9 +108,24 @@ pub fn decode(bytes: &[u8]) -> Option<Event<'_>> {
         record::kind::FORK | record::kind::EXEC | record::kind::EXIT | record::kind::LISTEN => {
             Some(Event::Process(Process::read_from_prefix(bytes).ok()?.0))
         }
+        record::kind::QUERY => Some(Event::Query(Query::read_from_prefix(bytes).ok()?.0)),
+        record::kind::QUERY_END => query_end(bytes),
         record::kind::STACK => stack(bytes).map(Event::Stack),
         _ => None,
     }
+}
+
+/// Decodes the end of a statement; its texts without the zero bytes.
+fn query_end(bytes: &[u8]) -> Option<Event<'_>> {
+    let (end, rest) = QueryEnd::read_from_prefix(bytes).ok()?;
+    let (name, text) = rest.split_at_checked(QUERY_NAME)?;
+    let upto = |bytes: &'_ [u8], len: u32| -> Option<usize> {
+        let len = usize::try_from(len).ok()?;
+        (len <= bytes.len()).then(|| len.saturating_sub(1))
+    };
+    let name = name.get(..upto(name, end.name_len)?)?;
+    let text = text.get(..upto(text, end.text_len)?)?;
+    Some(Event::QueryEnd(end, name, text))
 }
 
 /// Decodes a stack; every value in it is looked at.
@@ -361,6 +381,27 @@ mod tests {
         for n_frames in [3, u32::MAX] {
             bytes[at..at + 4].copy_from_slice(&n_frames.to_le_bytes());
             assert!(decoded(&bytes).is_none());
+        }
+    }
+
+    #[test]
+    fn gives_the_texts_of_a_statement_that_ended() {
+        let mut end = QueryEnd::read_from_bytes(&[0; size_of::<QueryEnd>()]).expect("size");
+        end.kind = record::kind::QUERY_END;
+        end.name_len = 5;
+        end.text_len = 9;
+        let mut bytes = end.as_bytes().to_vec();
+        bytes.extend_from_slice(b"/a/b\0");
+        bytes.resize(size_of::<QueryEnd>() + QUERY_NAME, b'x');
+        bytes.extend_from_slice(b"select 1\0old");
+        match decode(&bytes) {
+            Some(Event::QueryEnd(_, name, text)) => {
+                assert_eq!((name, text), (&b"/a/b"[..], &b"select 1"[..]));
+            }
+            other => panic!("decoded {other:?}"),
+        }
+        for len in 0..size_of::<QueryEnd>() + QUERY_NAME + 9 {
+            assert!(decode(&bytes[..len]).is_none(), "{len}");
         }
     }
 

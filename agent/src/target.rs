@@ -9,5 +9,6 @@ pub mod placement;
 pub mod process;
 pub mod service;
 pub mod sockets;
+pub mod sqlite;
 pub mod tls;
 pub mod uvloop;

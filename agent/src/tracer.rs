@@ -14,12 +14,15 @@ use crate::assemble::{Assembler, Ids, Span, UnixTime};
 use crate::insight::Insight;
 use crate::resource::Resource;
 use crate::source::Event;
+use crate::statements::Statements;
 use crate::stream::{Opening, Progress, Streams};
 
 /// Connections, and the exchanges and spans that they yield.
 pub struct Tracer {
     /// Bytes to exchanges.
     pub streams: Streams,
+    /// Statements of databases in the processes to exchanges.
+    pub statements: Statements,
     /// Exchanges to spans.
     pub assembler: Assembler,
     progress: Vec<Progress>,
@@ -30,6 +33,7 @@ impl Tracer {
     pub fn new(ids: Box<dyn Ids>) -> Self {
         Self {
             streams: Streams::default(),
+            statements: Statements::default(),
             assembler: Assembler::new(ids),
             progress: Vec::new(),
         }
@@ -49,6 +53,10 @@ impl Tracer {
                 }
                 self.streams
                     .close(close.conn, Some(close.at), &mut self.progress);
+            }
+            Event::Query(query) => self.statements.begin(&query, &mut self.progress),
+            Event::QueryEnd(end, name, text) => {
+                self.statements.end(&end, name, text, &mut self.progress);
             }
             Event::Process(process) => return Some(process),
             // Only the process's memory explains it: `run` has it resolved.
@@ -75,6 +83,7 @@ impl Tracer {
     /// Ends every connection of a process that ended or changed its image at
     /// `at`, in monotonic nanoseconds; returns them.
     pub fn disconnect(&mut self, pid: u32, at: u64) -> Vec<(Descriptor, u64)> {
+        self.statements.exit(pid, &mut self.progress);
         self.streams.exit(pid, at, &mut self.progress)
     }
 

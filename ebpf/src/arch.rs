@@ -75,6 +75,13 @@ mod imp {
             _ => regs.r15,
         }
     }
+
+    /// The address of the instruction that is probed.
+    #[inline(always)]
+    pub(crate) fn place(ctx: &ProbeContext) -> u64 {
+        // SAFETY: as in `holder`.
+        unsafe { (*ctx.regs).rip }
+    }
 }
 
 #[cfg(bpf_target_arch = "aarch64")]
@@ -147,6 +154,13 @@ mod imp {
             _ => regs.regs[18 + N as usize],
         }
     }
+
+    /// The address of the instruction that is probed.
+    #[inline(always)]
+    pub(crate) fn place(ctx: &ProbeContext) -> u64 {
+        // SAFETY: as in `holder`.
+        unsafe { (*ctx.regs).pc }
+    }
 }
 
-pub(crate) use imp::{TLS_TABLE, args, holder, nr, number};
+pub(crate) use imp::{TLS_TABLE, args, holder, nr, number, place};

@@ -158,7 +158,7 @@ pub(crate) fn close(pid: u32, fd: i32) {
 
 /// An id that no other connection has: time and processor.
 #[inline(always)]
-fn new_id() -> u64 {
+pub(crate) fn new_id() -> u64 {
     // SAFETY: the helpers have no preconditions.
     let (now, cpu) = unsafe { (bpf_ktime_get_ns(), bpf_get_smp_processor_id()) };
     // 12 bits of processor and 51 of time: unique for 26 days of uptime and

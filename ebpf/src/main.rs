@@ -20,6 +20,7 @@ mod maps;
 mod processes;
 mod seal;
 mod servers;
+mod sqlite;
 mod stacks;
 mod syscalls;
 mod threads;
@@ -298,6 +299,34 @@ pub(crate) fn tls_feed(ctx: ProbeContext) -> u32 {
     if let (Some(bio), Some(data), Some(len)) = (ctx.arg(0), ctx.arg(1), ctx.arg(2)) {
         tls::fed(bio, data, len);
     }
+    0
+}
+
+/// The place inside `sqlite3_step` where a statement begins to run.
+#[uprobe]
+pub(crate) fn sqlite_begin(ctx: ProbeContext) -> u32 {
+    sqlite::begins(&ctx);
+    0
+}
+
+/// `sqlite3_reset(sqlite3_stmt *pStmt)`.
+#[uprobe]
+pub(crate) fn sqlite_reset(ctx: ProbeContext) -> u32 {
+    sqlite::ends(&ctx, false);
+    0
+}
+
+/// `sqlite3_finalize(sqlite3_stmt *pStmt)`.
+#[uprobe]
+pub(crate) fn sqlite_finalize(ctx: ProbeContext) -> u32 {
+    sqlite::ends(&ctx, true);
+    0
+}
+
+/// Continues a walk whose stack is that of a statement that begins.
+#[uprobe]
+pub(crate) fn query_begun(_: ProbeContext) -> u32 {
+    sqlite::begun();
     0
 }
 

@@ -1,7 +1,9 @@
 //! Every BPF map, with its key, value, writer, reader and eviction.
 
-use abi::map::{CodeKey, Connection, Descriptor, Filter, Layout, Recipes, Target};
-use abi::record::{Data, Owner, Stack};
+use abi::map::{
+    CodeKey, Connection, Descriptor, Filter, Layout, Recipes, SqliteLayout, SqlitePlace, Target,
+};
+use abi::record::{Data, Owner, Query, Stack};
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
@@ -94,6 +96,19 @@ pub(crate) static RECORD_KEY: PerCpuArray<TlsRecord> = PerCpuArray::with_max_ent
 #[map]
 pub(crate) static FED: LruHashMap<u64, Fed> = LruHashMap::with_max_entries(8192, 0);
 
+/// Probed place in a copy of SQLite → where that keeps what. Written by the
+/// agent before it probes there, removed by it with the process.
+#[map]
+pub(crate) static SQLITE: HashMap<SqlitePlace, SqliteLayout> =
+    HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
+
+/// Statement of SQLite that runs, or has rows left → this run of it. Removed
+/// when it is reset or freed. Evicts the least used, whose run cannot be told
+/// of then (the agent counts it).
+#[map]
+pub(crate) static STATEMENTS: LruHashMap<StatementKey, Statement> =
+    LruHashMap::with_max_entries(16384, 0);
+
 /// The transfer that `syscall_exit` and its continuations are recording; no
 /// other program may use it. On the stack it would not fit.
 #[map]
@@ -161,6 +176,8 @@ pub(crate) mod step {
     pub(crate) const SERVER: u32 = 4;
     /// `server_recipe`; on functions only.
     pub(crate) const CONNECTION: u32 = 5;
+    /// `query_begun`; on functions only.
+    pub(crate) const QUERY: u32 = 6;
 }
 
 /// Value of [`SCRATCH`].
@@ -221,10 +238,36 @@ pub(crate) struct Walk {
     pub(crate) hits: [Hit; MAX_HITS],
     /// The exception that is being copied.
     pub(crate) exception: Raised,
+    /// What waits for the walk's end if [`Query::id`] is not 0.
+    pub(crate) query: Query,
     /// The record's beginning; the rest follows it.
     pub(crate) stack: Stack,
     /// Frames and values, with room for a length that is not checked yet.
     pub(crate) body: [u8; BODY_BYTES + MAX_VALUE_BYTES],
+}
+
+/// Key of [`STATEMENTS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct StatementKey {
+    /// Its address.
+    pub(crate) statement: u64,
+    /// Process id.
+    pub(crate) pid: u32,
+    /// Zero.
+    pub(crate) pad: u32,
+}
+
+/// A run of a statement: value of [`STATEMENTS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Statement {
+    /// See [`Query::id`].
+    pub(crate) id: u64,
+    /// Non-zero: it was reset to be compiled anew, and runs again.
+    pub(crate) again: u64,
+    /// See [`crate::seal`].
+    pub(crate) seal: u64,
 }
 
 /// A local variable of a frame.

@@ -8,7 +8,7 @@
 
 use abi::counter::Counter;
 use abi::map::{CodeKey, Connection, Filter, Target, recipes_flag, target_flag};
-use abi::record::{Frame, Stack, direction, kind, moment, role, stack_flag};
+use abi::record::{Frame, Query, Stack, direction, kind, moment, role, stack_flag};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
@@ -103,9 +103,13 @@ impl Chain for ProbeContext {
         unsafe { FUNCTION_STEPS.tail_call(self, step) };
     }
 
-    /// None waits: the system call is still to come.
+    /// The system call is still to come: what may wait is a statement.
     #[inline(always)]
-    fn transfer(&self) {}
+    fn transfer(&self) {
+        self.go(step::QUERY);
+        count(Counter::StackCutOff);
+        Self::release();
+    }
 }
 
 /// The processor that the program runs on, to its end.
@@ -374,7 +378,10 @@ pub(crate) fn finish<C: Chain>(ctx: &C, walk: &mut Walk) {
         }
         Err(_) => count(Counter::StackRingFull),
     }
-    C::release();
+    // A statement that waits is in the walk.
+    if transfer == 0 || C::SCRATCH == chain::SYSCALL {
+        C::release();
+    }
     if transfer != 0 {
         ctx.transfer();
     }
@@ -438,6 +445,44 @@ pub(crate) fn at_queue(
         ctx.go(step::FRAMES);
         give_up::<ProbeContext>();
     }
+}
+
+/// A statement of a database in the process begins: walks, and tells of it
+/// after the stack. False if there is no walk.
+#[inline(always)]
+pub(crate) fn at_query(
+    ctx: &ProbeContext,
+    pid_tgid: u64,
+    target: &Target,
+    place: Option<Place>,
+    query: &Query,
+    finding: Finding,
+) -> bool {
+    if target.flags & target_flag::STACK_AT_REQUEST == 0 {
+        return false;
+    }
+    let about = About {
+        moment: moment::REQUEST,
+        moments: 1 << moment::REQUEST,
+        conn: query.id,
+        finding,
+    };
+    let Some(walk) = prepare::<ProbeContext>(pid_tgid, target, place, about) else {
+        return false;
+    };
+    walk.query = *query;
+    walk.transfer = 1;
+    ctx.go(step::FRAMES);
+    give_up::<ProbeContext>();
+    false
+}
+
+/// The statement that the walk, which has ended, was about.
+#[inline(always)]
+pub(crate) fn waiting() -> Option<Query> {
+    let query = current::<ProbeContext>().map(|walk| walk.query);
+    <ProbeContext as Chain>::release();
+    query
 }
 
 /// The kernel did not let the walk begin.

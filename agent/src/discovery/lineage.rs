@@ -89,7 +89,10 @@ impl Discovery {
                         | Hook::Raised
                         | Hook::GreenletBorn
                         | Hook::GreenletEnded
-                        | Hook::Tls(_) => false,
+                        | Hook::Tls(_)
+                        | Hook::SqliteBegin
+                        | Hook::SqliteReset
+                        | Hook::SqliteFinalize => false,
                     });
                 }
             }

@@ -23,6 +23,12 @@ pub(super) struct Server {
 }
 
 impl Server {
+    /// There is none: the database is a part of the process.
+    pub(super) const NONE: Self = Self {
+        address: None,
+        port: None,
+    };
+
     pub(super) fn new(connection: &Connection) -> Self {
         let (address, port) = match &connection.peer {
             Some(Endpoint::Ip(address)) => {

@@ -97,12 +97,23 @@ pub enum Counter {
     /// Copies of contexts that are nobody's, as they were made to go on with
     /// what somebody else has queued.
     ForeignCopies = 49,
+    /// Statements of databases in the process that began to run.
+    Queries = 50,
+    /// Statements that ran inside of another, which they are a part of.
+    QueriesNested = 51,
+    /// Statements that cannot be told of because of want of room in the ring.
+    QueryRingFull = 52,
+    /// Statements that cannot be told of because the table refused them, or
+    /// forgot them.
+    QueryTableFull = 53,
+    /// Statements of which not all of the text was copied.
+    QueryTextCut = 54,
 }
 
 impl Counter {
     /// Every counter with its name as the operator reads it and whether it
     /// counts a loss.
-    pub const ALL: [(Self, &'static str, bool); 44] = [
+    pub const ALL: [(Self, &'static str, bool); 49] = [
         (Self::RecordsWritten, "kernel.records", false),
         (Self::DataRingFull, "kernel.lost.data_ring_full", true),
         (
@@ -179,5 +190,10 @@ impl Counter {
         (Self::ServerAhead, "kernel.server_ahead", false),
         (Self::ServerUnwalked, "kernel.server_unwalked", false),
         (Self::ForeignCopies, "kernel.foreign_copies", false),
+        (Self::Queries, "kernel.queries", false),
+        (Self::QueriesNested, "kernel.queries_nested", false),
+        (Self::QueryRingFull, "kernel.lost.query_ring_full", true),
+        (Self::QueryTableFull, "kernel.lost.query_table_full", true),
+        (Self::QueryTextCut, "kernel.query_text_cut", false),
     ];
 }

@@ -230,6 +230,48 @@ pub mod tls {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Layout(pub pyframes::Layout);
 
+/// Key of `SQLITE`: a probed place in a copy of SQLite.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct SqlitePlace {
+    /// Its address in the process.
+    pub address: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Where a copy of SQLite keeps what, found in its code: value of `SQLITE`.
+/// Offsets in bytes.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct SqliteLayout {
+    /// Number of the register that holds the statement at the place: rax,
+    /// rbx, rbp, rdi, r12 to r15.
+    pub register: u32,
+    /// Of a statement's text, in it.
+    pub sql: u32,
+    /// Of three numbers in a statement: of rows (twice, and one), the
+    /// instruction's, and the result.
+    pub counters: u32,
+    /// Of the number of columns in a statement.
+    pub columns: u32,
+    /// In a connection, of the number of statements that run inside of each
+    /// other.
+    pub executing: u32,
+    /// Of a file's name in the pager; 0 if that is not known.
+    pub file_name: u32,
+    /// Of the byte that says that there is no file, likewise.
+    pub in_memory: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
 /// Key of `RECIPES`.
 #[repr(C)]
 #[derive(
@@ -363,6 +405,8 @@ pub const RAISED: u32 = u32::MAX;
 
 crate::pod!(
     Layout,
+    SqlitePlace,
+    SqliteLayout,
     Filter,
     CodeKey,
     Recipes,

@@ -30,8 +30,12 @@ pub mod kind {
     pub const TLS_HELD: u8 = 10;
     /// [`super::TlsJoin`].
     pub const TLS_JOIN: u8 = 11;
+    /// [`super::Query`]: a statement of a database in the process began.
+    pub const QUERY: u8 = 12;
+    /// [`super::QueryEnd`], followed by its name and its text.
+    pub const QUERY_END: u8 = 13;
     /// How many kinds there are, unused ones included.
-    pub const COUNT: usize = 12;
+    pub const COUNT: usize = 14;
 }
 
 /// Values of [`Data::direction`].
@@ -272,6 +276,70 @@ pub struct TlsJoin {
     pub pad2: u32,
 }
 
+/// A statement of a database that is a part of the process began to run.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Query {
+    /// [`kind::QUERY`].
+    pub kind: u8,
+    /// See [`rule`].
+    pub rule: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+    /// Process id.
+    pub pid: u32,
+    /// Id of this run: no other and no connection has it.
+    pub id: u64,
+    /// When.
+    pub at: u64,
+    /// Whose it is.
+    pub owner: Owner,
+}
+
+/// Bytes of a [`QueryEnd`]'s name.
+pub const QUERY_NAME: usize = 256;
+
+/// A statement of a database that is a part of the process has ended.
+///
+/// [`QUERY_NAME`] bytes with the name of the database's file follow, then the
+/// statement's text, both ended by a zero byte.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct QueryEnd {
+    /// [`kind::QUERY_END`].
+    pub kind: u8,
+    /// See [`query_flag`].
+    pub flags: u8,
+    /// Columns of its rows, 255 at most; 0 if it gives none.
+    pub columns: u8,
+    /// Zero.
+    pub pad: u8,
+    /// Process id.
+    pub pid: u32,
+    /// [`Query::id`].
+    pub id: u64,
+    /// When.
+    pub at: u64,
+    /// Rows that it gave.
+    pub rows: u32,
+    /// Its result, as the library has it; 0 if nothing went wrong.
+    pub code: i32,
+    /// Bytes of the name, with the zero byte.
+    pub name_len: u32,
+    /// Bytes of the text, with the zero byte.
+    pub text_len: u32,
+}
+
+/// Bits of [`QueryEnd::flags`].
+pub mod query_flag {
+    /// The database is in memory.
+    pub const IN_MEMORY: u8 = 1;
+    /// The text is longer than what was copied.
+    pub const TEXT_CUT: u8 = 2;
+    /// The name could not be read, or not as a whole.
+    pub const NAMELESS: u8 = 4;
+}
+
 /// Something happened to a target process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -451,5 +519,5 @@ pub struct Traceback {
 }
 
 crate::pod!(
-    Owner, Data, Open, Close, TlsJoin, Process, Stack, Frame, Value, Traceback
+    Owner, Data, Open, Close, TlsJoin, Process, Query, QueryEnd, Stack, Frame, Value, Traceback
 );

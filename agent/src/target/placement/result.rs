@@ -57,6 +57,14 @@ const HOLDERS: [(Register, Holder); 8] = [
     (Register::R15, Holder::R15),
 ];
 
+impl Holder {
+    /// The holder that a register is, if it is one.
+    pub fn of(register: Register) -> Option<Self> {
+        let found = HOLDERS.iter().find(|(known, _)| *known == register);
+        found.map(|(_, holder)| *holder)
+    }
+}
+
 /// Registers that a call leaves as they were (System V ABI, x86_64).
 const PRESERVED: Registers = Registers::of(&[
     Register::RBX,

@@ -1,0 +1,319 @@
+//! Statements that SQLite runs in the process: when they begin, on whose
+//! behalf, and what became of them.
+//!
+//! Nothing happens per row. A probe is where `sqlite3_step` begins a
+//! statement, others where `sqlite3_reset` and `sqlite3_finalize` end it;
+//! what it gave is in the statement then. `target/sqlite` of the agent finds
+//! the places and the offsets.
+
+use abi::counter::Counter;
+use abi::map::{SqliteLayout, SqlitePlace};
+use abi::record::{QUERY_NAME, Query, QueryEnd, kind, query_flag};
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_user_str};
+use aya_ebpf::programs::ProbeContext;
+
+use crate::counters::count;
+use crate::maps::{EVENTS, SQLITE, STATEMENTS, Statement, StatementKey};
+use crate::{arch, connections, contexts, emit, processes, seal, stacks, threads, user};
+
+/// Sizes of text for which a record is reserved.
+const SHORT: usize = 256;
+const LONG: usize = 4096;
+/// In `sqlite3`: the databases, of which the first is `main`.
+const CONNECTION_DATABASES: i64 = 32;
+/// In `Db` and in `Btree`: what it is made of; in `BtShared` the pager comes
+/// first.
+const DATABASE_TREE: i64 = 8;
+const TREE_SHARED: i64 = 8;
+
+/// A record of the end of a statement.
+#[repr(C)]
+struct Record<const N: usize> {
+    end: QueryEnd,
+    name: [u8; QUERY_NAME],
+    text: [u8; N],
+}
+
+/// What is known of the copy of SQLite in which the probed place is.
+#[inline(always)]
+fn layout(ctx: &ProbeContext, pid: u32) -> Option<&'static SqliteLayout> {
+    let place = SqlitePlace {
+        address: arch::place(ctx),
+        pid,
+        pad: 0,
+    };
+    // SAFETY: the map's values outlive the program run; the agent does not
+    // change them while the place is probed.
+    SQLITE.get_ptr(place).map(|layout| unsafe { &*layout })
+}
+
+/// What a register holds. Each is read first, at an offset of its own: the
+/// verifier knows no other way to read them.
+#[inline(always)]
+fn holder(ctx: &ProbeContext, register: u32) -> u64 {
+    let registers = [
+        arch::holder::<0>(ctx),
+        arch::holder::<1>(ctx),
+        arch::holder::<2>(ctx),
+        arch::holder::<3>(ctx),
+        arch::holder::<4>(ctx),
+        arch::holder::<5>(ctx),
+        arch::holder::<6>(ctx),
+        arch::holder::<7>(ctx),
+    ];
+    let mut value = 0;
+    for (number, register_value) in registers.iter().enumerate() {
+        // SAFETY: the reference is one; volatile, or the compiler would read
+        // at an offset that it has chosen before.
+        let held = unsafe { core::ptr::read_volatile(register_value) };
+        if register == number as u32 {
+            value = held;
+        }
+    }
+    value
+}
+
+/// A statement begins to run.
+#[inline(always)]
+pub(crate) fn begins(ctx: &ProbeContext) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let pid = (pid_tgid >> 32) as u32;
+    let Some(target) = processes::target(pid) else {
+        return;
+    };
+    let Some(layout) = layout(ctx, pid) else {
+        return;
+    };
+    let statement = holder(ctx, layout.register);
+    let Some(connection) = user::read::<u64>(statement, 0) else {
+        return;
+    };
+    // What another statement runs on its way is a part of that.
+    if user::read::<i32>(connection, i64::from(layout.executing)) != Some(0) {
+        return count(Counter::QueriesNested);
+    }
+    let key = StatementKey {
+        statement,
+        pid,
+        pad: 0,
+    };
+    let known = run(key);
+    if known.id != 0 && known.again != 0 {
+        return note(key, known.id, 0);
+    }
+    if known.id != 0 {
+        // Its end was not seen; the agent gives it up in time.
+        count(Counter::QueryTableFull);
+    }
+    let Some(thread) = threads::entry(pid_tgid) else {
+        return;
+    };
+    let place = contexts::place(target, thread);
+    let finding = contexts::current_owner(pid, target, thread, place);
+    let query = Query {
+        kind: kind::QUERY,
+        rule: finding.rule,
+        pad: [0; 2],
+        pid,
+        id: connections::new_id(),
+        // SAFETY: the helper has no preconditions.
+        at: unsafe { bpf_ktime_get_ns() },
+        owner: finding.owner,
+    };
+    note(key, query.id, 0);
+    count(Counter::Queries);
+    if !stacks::at_query(ctx, pid_tgid, target, place, &query, finding) {
+        emit::record(&query, Counter::QueryRingFull);
+    }
+}
+
+/// The stack of a statement that begins was walked.
+#[inline(always)]
+pub(crate) fn begun() {
+    if let Some(query) = stacks::waiting() {
+        emit::record(&query, Counter::QueryRingFull);
+    }
+}
+
+/// The statement is about to be reset or freed: if it has run, what it gave is
+/// told.
+#[inline(always)]
+pub(crate) fn ends(ctx: &ProbeContext, freed: bool) {
+    let Some(statement) = ctx.arg::<u64>(0) else {
+        return;
+    };
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let key = StatementKey {
+        statement,
+        pid,
+        pad: 0,
+    };
+    let known = run(key);
+    if known.id == 0 {
+        return;
+    }
+    let Some(layout) = layout(ctx, pid) else {
+        return;
+    };
+    let counters = user::read::<[u32; 3]>(statement, i64::from(layout.counters));
+    let [rows, instruction, code] = counters.unwrap_or_default();
+    // At no instruction: it was compiled anew, as the schema had changed, and
+    // begins again.
+    if !freed && (instruction as i32) < 0 && known.again == 0 {
+        return note(key, known.id, 1);
+    }
+    let _raced = STATEMENTS.remove(key);
+    if processes::target(pid).is_none() {
+        return;
+    }
+    let columns: u16 = user::read(statement, i64::from(layout.columns)).unwrap_or(0);
+    let end = QueryEnd {
+        kind: kind::QUERY_END,
+        flags: 0,
+        columns: if columns > 255 { 255 } else { columns as u8 },
+        pad: 0,
+        pid,
+        id: known.id,
+        // SAFETY: the helper has no preconditions.
+        at: unsafe { bpf_ktime_get_ns() },
+        // Each row adds two to what begins with one.
+        rows: rows >> 1,
+        code: code as i32,
+        name_len: 0,
+        text_len: 0,
+    };
+    let text: u64 = user::read(statement, i64::from(layout.sql)).unwrap_or(0);
+    if !tell::<SHORT>(layout, statement, text, &end, false) {
+        tell::<LONG>(layout, statement, text, &end, true);
+    }
+}
+
+/// The run of a statement; its id is 0 if there is none.
+#[inline(always)]
+fn run(key: StatementKey) -> Statement {
+    let mut found = Statement {
+        id: 0,
+        again: 0,
+        seal: 0,
+    };
+    if let Some(known) = STATEMENTS.get_ptr(key) {
+        // SAFETY: the map's values outlive the program run.
+        let known = unsafe { *known };
+        if known.seal == sealed(key, &known) {
+            found = known;
+        }
+    }
+    found
+}
+
+#[inline(always)]
+fn note(key: StatementKey, id: u64, again: u64) {
+    let mut value = Statement { id, again, seal: 0 };
+    value.seal = sealed(key, &value);
+    if STATEMENTS.insert(key, value, 0).is_err() {
+        count(Counter::QueryTableFull);
+    }
+}
+
+#[inline(always)]
+fn sealed(key: StatementKey, value: &Statement) -> u64 {
+    seal::of([key.statement, u64::from(key.pid), value.id, value.again])
+}
+
+/// Writes the record with up to `N` bytes of text; false if that is not all of
+/// it and less was not asked for.
+#[inline(always)]
+fn tell<const N: usize>(
+    layout: &SqliteLayout,
+    statement: u64,
+    text: u64,
+    end: &QueryEnd,
+    last: bool,
+) -> bool {
+    let Some(mut entry) = EVENTS.reserve::<Record<N>>(0) else {
+        count(Counter::QueryRingFull);
+        return true;
+    };
+    let into = entry.as_mut_ptr();
+    // SAFETY: `into` points to reserved ring memory of the type's size; what
+    // is not written there is old, and the lengths leave it out.
+    unsafe {
+        (*into).end = *end;
+        let len = copy(text, (&raw mut (*into).text).cast(), N as u32);
+        if len == N as u32 {
+            if !last {
+                entry.discard(emit::flags());
+                return false;
+            }
+            (*into).end.flags |= query_flag::TEXT_CUT;
+            count(Counter::QueryTextCut);
+        }
+        (*into).end.text_len = len;
+        name(
+            layout,
+            statement,
+            &raw mut (*into).end,
+            (&raw mut (*into).name).cast(),
+        );
+    }
+    entry.submit(emit::flags());
+    count(Counter::RecordsWritten);
+    true
+}
+
+/// Copies the name of the main database's file.
+///
+/// # Safety
+///
+/// `into` must be valid for [`QUERY_NAME`] bytes.
+#[inline(always)]
+unsafe fn name(layout: &SqliteLayout, statement: u64, end: *mut QueryEnd, into: *mut u8) {
+    let mut pager = 0;
+    let mut at = statement;
+    let mut whole = layout.file_name != 0;
+    for offset in [0, CONNECTION_DATABASES, DATABASE_TREE, TREE_SHARED, 0] {
+        match user::read::<u64>(at, offset) {
+            Some(next) if next != 0 => at = next,
+            _ => whole = false,
+        }
+    }
+    if whole {
+        pager = at;
+    }
+    let mut flags = query_flag::NAMELESS;
+    let mut len = 0;
+    if pager != 0
+        && let Some(file) = user::read::<u64>(pager, i64::from(layout.file_name))
+        && let Some(memory) = user::read::<u8>(pager, i64::from(layout.in_memory))
+    {
+        // SAFETY: the caller vouches for `into`.
+        len = unsafe { copy(file, into, QUERY_NAME as u32) };
+        flags = if memory != 0 {
+            query_flag::IN_MEMORY
+        } else {
+            0
+        };
+        if len == QUERY_NAME as u32 {
+            flags |= query_flag::NAMELESS;
+        }
+    }
+    // SAFETY: `end` is in the same record.
+    unsafe {
+        (*end).flags |= flags;
+        (*end).name_len = len;
+    }
+}
+
+/// Copies a text with its zero byte; its length with that, or 0 if it cannot
+/// be read.
+///
+/// # Safety
+///
+/// `into` must be valid for `len` bytes.
+#[inline(always)]
+unsafe fn copy(text: u64, into: *mut u8, len: u32) -> u32 {
+    // SAFETY: the caller vouches for `into`; the helper checks `text`.
+    let copied = unsafe { bpf_probe_read_user_str(into.cast(), len, text as *const _) };
+    if copied > 0 { copied as u32 } else { 0 }
+}

@@ -1,0 +1,85 @@
+"""Requests that query SQLite (ASGI: `uvicorn sqlite_app:app`).
+
+Each request of a load makes `n` queries, each of which carries the request's
+id and a number of its own as the name of a column.
+"""
+
+import os
+import sqlite3
+import threading
+
+from fastapi import FastAPI
+
+FILE = os.environ["APP_DATABASE"]
+LOCAL = threading.local()
+app = FastAPI()
+
+
+def connection():
+    """This thread's connection."""
+    if not hasattr(LOCAL, "connection"):
+        LOCAL.connection = sqlite3.connect(FILE, timeout=30)
+    return LOCAL.connection
+
+
+def fill():
+    with sqlite3.connect(FILE, timeout=30) as database:
+        database.execute("create table items (id integer primary key, name text unique)")
+        database.executemany("insert into items values (?, ?)", [(1, "lamp"), (2, "chair"), (3, "table")])
+    database.close()
+
+
+fill()
+
+
+def query(id, n):
+    for call in range(n):
+        found = connection().execute(f'select ? as "{id}_{call}" from items', ("secret",)).fetchall()
+        assert len(found) == 3
+
+
+@app.get("/")
+async def root():
+    return {}
+
+
+@app.get("/loop")
+async def in_the_loop(id: str, n: int = 1):
+    query(id, n)
+    return {}
+
+
+@app.get("/pool")
+def in_a_thread(id: str, n: int = 1):
+    query(id, n)
+    return {}
+
+
+def details(database):
+    """One of each, on a connection of its own."""
+    database.execute("select name from items where id = ?", (1,)).fetchone()
+    database.execute("select name from items where id > 0").fetchall()
+    database.execute("insert into items values (9, 'secret')")
+    try:
+        database.execute("insert into items values (10, 'lamp')")
+    except sqlite3.IntegrityError:
+        pass
+    database.rollback()
+    database.execute("update items set name = name where id = ?", (1,))
+    database.commit()
+    left_open = database.execute("select id from items")
+    left_open.fetchone()
+    left_open.close()
+    for number in range(6):
+        database.execute("select count(*) from items where id = ?", (number,)).fetchone()
+
+
+@app.get("/details")
+async def tell():
+    database = sqlite3.connect(FILE)
+    details(database)
+    database.close()
+    memory = sqlite3.connect(":memory:")
+    memory.execute("create table items (id integer primary key)")
+    memory.close()
+    return {}
