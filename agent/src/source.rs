@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use abi::record::{
     self, Close, Data, Frame, Open, Owner, Process, QUERY_NAME, Query, QueryEnd, Stack, TlsJoin,
-    Traceback, Value,
+    Traceback, Value, query_flag,
 };
 use aya::maps::{MapData, RingBuf};
 use zerocopy::FromBytes;
@@ -118,6 +118,9 @@ pub fn decode(bytes: &[u8]) -> Option<Event<'_>> {
 /// Decodes the end of a statement; its texts without the zero bytes.
 fn query_end(bytes: &[u8]) -> Option<Event<'_>> {
     let (end, rest) = QueryEnd::read_from_prefix(bytes).ok()?;
+    if end.flags & query_flag::VOID != 0 {
+        return Some(Event::QueryEnd(end, &[], &[]));
+    }
     let (name, text) = rest.split_at_checked(QUERY_NAME)?;
     let upto = |bytes: &'_ [u8], len: u32| -> Option<usize> {
         let len = usize::try_from(len).ok()?;

@@ -20,8 +20,9 @@ counters! {
     pub struct StatementStats {
         /// Statements that ended.
         ended => "statements.ended",
-        /// Statements that the library ran for itself.
-        internal => "statements.internal",
+        /// Statements of which nothing can be told, or that the library ran
+        /// for itself.
+        left_out => "statements.left_out",
         /// Statements whose end was not seen, given up for want of room.
         given_up => "statements.dropped.too_many",
         /// Statements that had not ended when their process did.
@@ -69,8 +70,8 @@ impl Statements {
             return;
         }
         let id = named(end.id);
-        if sqlite::is_internal(text) {
-            self.stats.internal.one();
+        if end.flags & query_flag::VOID != 0 || sqlite::is_internal(text) {
+            self.stats.left_out.one();
             out.push(Progress::Abandon { id });
             out.push(Progress::Unclaimed { conn: end.id });
             return;

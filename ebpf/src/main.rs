@@ -312,14 +312,14 @@ pub(crate) fn sqlite_begin(ctx: ProbeContext) -> u32 {
 /// `sqlite3_reset(sqlite3_stmt *pStmt)`.
 #[uprobe]
 pub(crate) fn sqlite_reset(ctx: ProbeContext) -> u32 {
-    sqlite::ends(&ctx, false);
+    sqlite::ends(&ctx);
     0
 }
 
 /// `sqlite3_finalize(sqlite3_stmt *pStmt)`.
 #[uprobe]
 pub(crate) fn sqlite_finalize(ctx: ProbeContext) -> u32 {
-    sqlite::ends(&ctx, true);
+    sqlite::ends(&ctx);
     0
 }
 

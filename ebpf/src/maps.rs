@@ -254,8 +254,6 @@ pub(crate) struct StatementKey {
 pub(crate) struct Statement {
     /// See [`Query::id`].
     pub(crate) id: u64,
-    /// Non-zero: it was reset to be compiled anew, and runs again.
-    pub(crate) again: u64,
     /// See [`crate::seal`].
     pub(crate) seal: u64,
 }

@@ -89,22 +89,22 @@ pub(crate) fn begins(ctx: &ProbeContext) {
     let Some(connection) = user::read::<u64>(statement, 0) else {
         return;
     };
-    // What another statement runs on its way is a part of that.
-    if user::read::<i32>(connection, i64::from(layout.executing)) != Some(0) {
-        return count(Counter::QueriesNested);
-    }
     let key = StatementKey {
         statement,
         pid,
         pad: 0,
     };
-    let known = run(key);
-    if known.id != 0 && known.again != 0 {
-        return note(key, known.id, 0);
+    let before = run(key);
+    if before != 0 {
+        // Of another statement at this address, which was freed unseen.
+        drop_run(key, before);
     }
-    if known.id != 0 {
-        // Its end was not seen; the agent gives it up in time.
-        count(Counter::QueryTableFull);
+    // What another statement runs on its way is a part of that, and what the
+    // library runs to read a schema has no text.
+    if user::read::<i32>(connection, i64::from(layout.executing)) != Some(0)
+        || user::read::<u64>(statement, i64::from(layout.sql)) == Some(0)
+    {
+        return count(Counter::QueriesNested);
     }
     let Some(thread) = threads::entry(pid_tgid) else {
         return;
@@ -121,7 +121,7 @@ pub(crate) fn begins(ctx: &ProbeContext) {
         at: unsafe { bpf_ktime_get_ns() },
         owner: finding.owner,
     };
-    note(key, query.id, 0);
+    note(key, query.id);
     count(Counter::Queries);
     if !stacks::at_query(ctx, pid_tgid, target, place, &query, finding) {
         emit::record(&query, Counter::QueryRingFull);
@@ -139,7 +139,7 @@ pub(crate) fn begun() {
 /// The statement is about to be reset or freed: if it has run, what it gave is
 /// told.
 #[inline(always)]
-pub(crate) fn ends(ctx: &ProbeContext, freed: bool) {
+pub(crate) fn ends(ctx: &ProbeContext) {
     let Some(statement) = ctx.arg::<u64>(0) else {
         return;
     };
@@ -149,8 +149,8 @@ pub(crate) fn ends(ctx: &ProbeContext, freed: bool) {
         pid,
         pad: 0,
     };
-    let known = run(key);
-    if known.id == 0 {
+    let id = run(key);
+    if id == 0 {
         return;
     }
     let Some(layout) = layout(ctx, pid) else {
@@ -159,9 +159,9 @@ pub(crate) fn ends(ctx: &ProbeContext, freed: bool) {
     let counters = user::read::<[u32; 3]>(statement, i64::from(layout.counters));
     let [rows, instruction, code] = counters.unwrap_or_default();
     // At no instruction: it was compiled anew, as the schema had changed, and
-    // begins again.
-    if !freed && (instruction as i32) < 0 && known.again == 0 {
-        return note(key, known.id, 1);
+    // is about to begin again, or is another than the one that began.
+    if (instruction as i32) < 0 || counters.is_none() {
+        return drop_run(key, id);
     }
     let _raced = STATEMENTS.remove(key);
     if processes::target(pid).is_none() {
@@ -174,7 +174,7 @@ pub(crate) fn ends(ctx: &ProbeContext, freed: bool) {
         columns: if columns > 255 { 255 } else { columns as u8 },
         pad: 0,
         pid,
-        id: known.id,
+        id,
         // SAFETY: the helper has no preconditions.
         at: unsafe { bpf_ktime_get_ns() },
         // Each row adds two to what begins with one.
@@ -189,36 +189,57 @@ pub(crate) fn ends(ctx: &ProbeContext, freed: bool) {
     }
 }
 
-/// The run of a statement; its id is 0 if there is none.
+/// The id of a statement's run; 0 if there is none.
 #[inline(always)]
-fn run(key: StatementKey) -> Statement {
-    let mut found = Statement {
-        id: 0,
-        again: 0,
-        seal: 0,
+fn run(key: StatementKey) -> u64 {
+    let Some(known) = STATEMENTS.get_ptr(key) else {
+        return 0;
     };
-    if let Some(known) = STATEMENTS.get_ptr(key) {
-        // SAFETY: the map's values outlive the program run.
-        let known = unsafe { *known };
-        if known.seal == sealed(key, &known) {
-            found = known;
-        }
+    // SAFETY: the map's values outlive the program run.
+    let known = unsafe { *known };
+    if known.seal == sealed(key, known.id) {
+        known.id
+    } else {
+        0
     }
-    found
 }
 
 #[inline(always)]
-fn note(key: StatementKey, id: u64, again: u64) {
-    let mut value = Statement { id, again, seal: 0 };
-    value.seal = sealed(key, &value);
+fn note(key: StatementKey, id: u64) {
+    let value = Statement {
+        id,
+        seal: sealed(key, id),
+    };
     if STATEMENTS.insert(key, value, 0).is_err() {
         count(Counter::QueryTableFull);
     }
 }
 
 #[inline(always)]
-fn sealed(key: StatementKey, value: &Statement) -> u64 {
-    seal::of([key.statement, u64::from(key.pid), value.id, value.again])
+fn sealed(key: StatementKey, id: u64) -> u64 {
+    seal::of([key.statement, u64::from(key.pid), id])
+}
+
+/// A run of which nothing can be told is over.
+#[inline(always)]
+fn drop_run(key: StatementKey, id: u64) {
+    let _raced = STATEMENTS.remove(key);
+    count(Counter::QueriesVoid);
+    let end = QueryEnd {
+        kind: kind::QUERY_END,
+        flags: query_flag::VOID,
+        columns: 0,
+        pad: 0,
+        pid: key.pid,
+        id,
+        // SAFETY: the helper has no preconditions.
+        at: unsafe { bpf_ktime_get_ns() },
+        rows: 0,
+        code: 0,
+        name_len: 0,
+        text_len: 0,
+    };
+    emit::record(&end, Counter::QueryRingFull);
 }
 
 /// Writes the record with up to `N` bytes of text; false if that is not all of

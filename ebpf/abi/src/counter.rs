@@ -108,12 +108,15 @@ pub enum Counter {
     QueryTableFull = 53,
     /// Statements of which not all of the text was copied.
     QueryTextCut = 54,
+    /// Runs of statements of which nothing can be told: they were compiled
+    /// anew and began again, or their end was not seen.
+    QueriesVoid = 55,
 }
 
 impl Counter {
     /// Every counter with its name as the operator reads it and whether it
     /// counts a loss.
-    pub const ALL: [(Self, &'static str, bool); 49] = [
+    pub const ALL: [(Self, &'static str, bool); 50] = [
         (Self::RecordsWritten, "kernel.records", false),
         (Self::DataRingFull, "kernel.lost.data_ring_full", true),
         (
@@ -194,6 +197,7 @@ impl Counter {
         (Self::QueriesNested, "kernel.queries_nested", false),
         (Self::QueryRingFull, "kernel.lost.query_ring_full", true),
         (Self::QueryTableFull, "kernel.lost.query_table_full", true),
+        (Self::QueriesVoid, "kernel.queries_void", false),
         (Self::QueryTextCut, "kernel.query_text_cut", false),
     ];
 }

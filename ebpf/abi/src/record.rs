@@ -338,6 +338,9 @@ pub mod query_flag {
     pub const TEXT_CUT: u8 = 2;
     /// The name could not be read, or not as a whole.
     pub const NAMELESS: u8 = 4;
+    /// Nothing can be told of the run, and nothing follows: the statement was
+    /// compiled anew and begins again, or its end was not seen.
+    pub const VOID: u8 = 8;
 }
 
 /// Something happened to a target process.
