@@ -291,6 +291,17 @@ impl Assembler {
         self.resources.remove(&pid);
     }
 
+    /// How many exchanges have begun and not ended.
+    pub fn under_way(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Nothing comes any more: what is under way yields no span.
+    pub fn finish(&mut self) {
+        self.stats.unfinished.add(self.open.len() as u64);
+        self.open.clear();
+    }
+
     /// Takes the next progress; a finished exchange becomes a span.
     pub fn progress(
         &mut self,

@@ -41,6 +41,10 @@ use crate::{export, kernel, remote};
 /// Longest time between two looks at the ring. The kernel side wakes us
 /// earlier only when much has gathered.
 const POLL: Duration = Duration::from_millis(20);
+/// How long the answers that are due at a stop are waited for. A caller may
+/// have an answer in its hands before the system call that sent it has ended,
+/// which is when we see it.
+const GRACE: Duration = Duration::from_millis(200);
 /// Events taken before other work gets its turn.
 const BATCH: usize = 4096;
 /// How often the clocks are compared.
@@ -227,8 +231,23 @@ impl Agent {
                         launched.ask_to_end();
                         stop.store(false, Ordering::Relaxed);
                     }
-                    _ => return Ok(()),
+                    _ => return self.linger(),
                 }
+            }
+        }
+    }
+
+    /// Traces until every exchange has ended, or [`GRACE`] is over.
+    fn linger(&mut self) -> anyhow::Result<()> {
+        let until = Instant::now() + GRACE;
+        loop {
+            let full = self.batch();
+            let idle = !full && self.pipeline.tracer.assembler.under_way() == 0;
+            if idle || Instant::now() >= until {
+                return Ok(());
+            }
+            if !full {
+                self.pipeline.wait(POLL)?;
             }
         }
     }
@@ -494,9 +513,10 @@ impl Pipeline {
     }
 
     /// Takes what is left in the ring. Exchanges that are still under way
-    /// yield no span.
+    /// yield no span, and are counted.
     fn finish(&mut self, processes: &mut Processes<'_>) {
         while self.drain(processes) >= BATCH {}
+        self.tracer.assembler.finish();
         if let Some(recorder) = &mut self.recorder {
             let left_out = recorder.left_out;
             if let Err(error) = recorder.finish() {

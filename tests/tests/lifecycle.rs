@@ -447,3 +447,54 @@ fn a_killed_agent_leaves_nothing_behind() -> Result<()> {
     }
     Ok(())
 }
+
+// === Its end ===
+
+/// The answers that are due when it is told to stop are waited for, a short
+/// while; what does not end by then is counted and no span.
+#[test]
+fn a_stop_waits_for_answers_that_are_due() -> Result<()> {
+    let app = Service::uvicorn("fastapi_app").start()?;
+    let begun = || -> Result<_> {
+        let mut connection = app.connect()?;
+        let head = format!("POST /echo HTTP/1.1\r\nHost: {}\r\n", app.port());
+        connection.send(head + "Content-Length: 4\r\n\r\nab")?;
+        Ok(connection)
+    };
+    // The answer comes at once; a busy machine may delay it beyond the limit.
+    let mut seen = false;
+    for _ in 0..5 {
+        let agent = Agent::attach(&app.pids())?;
+        let mut connection = begun()?;
+        // A later request that is told of shows that this one has been read.
+        app.connect()?.get("/items/1")?;
+        agent.group.signal(Signal::TERM)?;
+        connection.send("cd")?;
+        let status = connection.response(false)?.status;
+        assert_eq!(status, 200);
+        let ended = agent.wait(PATIENCE)?;
+        ended.counters.assert_nothing_lost();
+        let unfinished = ended.counters.get("spans.unfinished");
+        assert_eq!(
+            ended.spans.len() as u64,
+            2 - unfinished,
+            "{}",
+            brief(&ended.spans)
+        );
+        seen = unfinished == 0;
+        if seen {
+            break;
+        }
+    }
+    ensure!(seen, "an agent waits for no answer");
+
+    let agent = Agent::attach(&app.pids())?;
+    let unanswered = begun()?;
+    app.connect()?.get("/items/1")?;
+    let ended = agent.stop()?;
+    drop(unanswered);
+    assert_eq!(ended.counters.get("spans.unfinished"), 1);
+    ended.counters.assert_nothing_lost();
+    assert_eq!(ended.spans.len(), 1, "{}", brief(&ended.spans));
+    Ok(())
+}

@@ -13,10 +13,22 @@ use anyhow::{Context, Result, bail};
 use crate::python::{Venv, apps, interpreters};
 use crate::service::ensure_privileges;
 use crate::toolchain::{Toolchain, agent, apt_install, ensure_programs, is_root};
-use crate::{attribution, parity, roots, say};
+use crate::{attribution, parity, root, roots, say};
 
 /// Minor versions of CPython 3 whose memory the tests read, each from pyenv.
 const MINORS: RangeInclusive<u32> = 8..=13;
+
+/// Live tests that put a service under load for long, or measure: they have
+/// the machine for themselves. Of the others two run at a time, since much of
+/// their time is spent waiting for the kernel to detach probes.
+const ALONE: [&str; 6] = [
+    "attribution",
+    "greenlets",
+    "handoffs",
+    "servers",
+    "stress",
+    "walk",
+];
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -75,10 +87,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         command
     };
     let unit = tests(&["--lib", "--bins"]);
-    let mut live = tests(&["--test", "*"]);
-    live
-        // One service under trace at a time: they share two cores, one ring.
-        .arg("--test-threads=1")
+    let names: Vec<&str> = missing_roots.iter().map(|root| &*root.name).collect();
+    let live = |alone: bool| -> Result<Command> {
+        let binaries = live_tests()?;
+        let chosen = binaries
+            .iter()
+            .filter(|name| ALONE.contains(&name.as_str()) == alone);
+        let targets: Vec<&str> = chosen.flat_map(|name| ["--test", name]).collect();
+        let mut live = tests(&targets);
+        live.arg(if alone {
+            "--test-threads=1"
+        } else {
+            "--test-threads=2"
+        })
         .env("OTEL_EBPF_AGENT", &agent)
         .env("OTEL_EBPF_APPS", apps())
         .env("OTEL_EBPF_PYTHON", &python)
@@ -91,14 +112,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .env("OTEL_EBPF_UVLOOP_PYTHON", &python)
         .env("OTEL_EBPF_ROOTS", roots::directory())
         .env("OTEL_EBPF_ATTRIBUTION", attribution::directory())
-        .env("OTEL_EBPF_PY_SPY", tools.program("py-spy"));
-    if !missing.is_empty() {
-        live.env("OTEL_EBPF_ALLOW_MISSING_PYTHONS", "1");
-    }
-    let names: Vec<&str> = missing_roots.iter().map(|root| &*root.name).collect();
-    live.env("OTEL_EBPF_MISSING_ROOTS", names.join(":"));
-    as_root(&mut live);
-    for (name, mut command) in [("unit tests", unit), ("live tests", live)] {
+        .env("OTEL_EBPF_PY_SPY", tools.program("py-spy"))
+        .env("OTEL_EBPF_MISSING_ROOTS", names.join(":"));
+        if !missing.is_empty() {
+            live.env("OTEL_EBPF_ALLOW_MISSING_PYTHONS", "1");
+        }
+        as_root(&mut live);
+        Ok(live)
+    };
+    let live = [("live tests", live(false)?), ("load tests", live(true)?)];
+    for (name, mut command) in [("unit tests", unit)].into_iter().chain(live) {
         let (counted, success) = stages.time(name, || count(&mut command, std::io::stdout()))?;
         counts.passed += counted.passed;
         counts.failed += counted.failed;
@@ -123,6 +146,23 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         bail!("no test ran");
     }
     Ok(())
+}
+
+/// The names of all binaries of live tests.
+fn live_tests() -> Result<Vec<String>> {
+    let folder = root().join("tests/tests");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            names.extend(
+                path.file_stem()
+                    .map(|stem| stem.to_string_lossy().into_owned()),
+            );
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// Lets cargo run the tests as root.

@@ -22,6 +22,8 @@ counters! {
         other_statement => "spans.other_statement",
         /// Exchanges of a process that is not known (any more).
         unknown_process => "spans.dropped.unknown_process",
+        /// Exchanges that had not ended when the agent was stopped.
+        unfinished => "spans.unfinished",
         /// No parent: the context descends from no request that was seen.
         unowned_context => "spans.no_parent.unowned_context",
         /// No parent: sent by an event loop outside any context.
