@@ -134,6 +134,10 @@ pub(crate) fn begin(
         return;
     };
     let Some(thread) = threads::entry(pid_tgid) else {
+        // User space is to see the gap.
+        if !tls::may_be_sealed(connection) {
+            count_bytes(connection, way, total);
+        }
         return;
     };
     let first_bytes = source.first_bytes(total);
@@ -172,7 +176,7 @@ pub(crate) fn transfer(ctx: &RawTracePointContext) {
         return;
     };
     let Some(thread) = threads::known(pid_tgid) else {
-        // Evicted since the beginning.
+        // Its entry is there until the thread ends.
         count(Counter::TransferCutOff);
         return;
     };
@@ -193,7 +197,7 @@ pub(crate) fn transfer(ctx: &RawTracePointContext) {
         started = thread.entered;
         thread.entered = 0;
         if connection.role != role::SERVER {
-            finding = contexts::sender(pid, target, fd, connection.id, thread, place);
+            finding = contexts::sender(pid, target, connection, thread, place);
         }
         if thread.owner.conn == connection.id {
             thread.flags |= thread_flag::ANSWERED;
@@ -220,7 +224,12 @@ pub(crate) fn transfer(ctx: &RawTracePointContext) {
     data.tail = [0; 8];
     stacks::at_transfer(ctx, pid_tgid, target, place, connection, way, finding);
     if pending.elements == BUFFER {
-        return segment(&mut pending.data, connection, pending.vector, clamp(total));
+        return segment(
+            &mut pending.data,
+            &mut connection.budget,
+            pending.vector,
+            clamp(total),
+        );
     }
     next_element(ctx, pending);
 }
@@ -315,7 +324,7 @@ pub(crate) fn plaintext(
         },
         tail: [0; 8],
     };
-    segment(&mut data, connection, address, clamp(len));
+    segment(&mut data, &mut connection.budget, address, clamp(len));
 }
 
 /// Plaintext was written to a TLS session whose connection is not known yet.
@@ -353,13 +362,10 @@ pub(crate) fn held(
         },
         tail: [0; 8],
     };
-    let mut nowhere = Connection {
-        budget: budget(role::CLIENT, direction::SENT),
-        ..Connection::default()
-    };
+    let mut whole = budget(role::CLIENT, direction::SENT);
     segment(
         &mut data,
-        &mut nowhere,
+        &mut whole,
         plaintext.address,
         clamp(plaintext.len),
     );
@@ -408,7 +414,12 @@ pub(crate) fn element(ctx: &RawTracePointContext) {
         return;
     };
     if pending.elements == BUFFER {
-        return segment(data, connection, pending.vector, clamp(pending.left));
+        return segment(
+            data,
+            &mut connection.budget,
+            pending.vector,
+            clamp(pending.left),
+        );
     }
     let Some([base, size]) = user::read::<[u64; 2]>(pending.vector, 0) else {
         return unseen(data, pending.left);
@@ -419,7 +430,7 @@ pub(crate) fn element(ctx: &RawTracePointContext) {
         pending.left
     };
     if part != 0 {
-        segment(data, connection, base, clamp(part));
+        segment(data, &mut connection.budget, base, clamp(part));
         pending.left -= part;
         data.offset = data.offset.wrapping_add(part);
     }
@@ -464,8 +475,8 @@ fn pending() -> Option<&'static mut Pending> {
 
 /// Copies one buffer, as far as the budget goes, and records its length.
 #[inline(always)]
-fn segment(data: &mut Data, connection: &mut Connection, address: u64, len: u32) {
-    let budget = connection.budget;
+fn segment(data: &mut Data, left: &mut u32, address: u64, len: u32) {
+    let budget = *left;
     let mut captured = len;
     if captured > budget {
         // Where messages follow each other without an answer between them
@@ -478,7 +489,7 @@ fn segment(data: &mut Data, connection: &mut Connection, address: u64, len: u32)
     if captured > HUGE {
         captured = HUGE;
     }
-    connection.budget = budget.saturating_sub(captured);
+    *left = budget.saturating_sub(captured);
     data.len = len;
     data.captured = captured;
     data.tail = [0; 8];

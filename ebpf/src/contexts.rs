@@ -11,9 +11,7 @@ use aya_ebpf::programs::ProbeContext;
 
 use crate::counters::count;
 use crate::kernel::{self, offset};
-use crate::maps::{
-    CONNECTIONS, CONTEXTS, ContextKey, ContextOwner, QUEUED, Queued, Thread, thread_flag,
-};
+use crate::maps::{CONNECTIONS, CONTEXTS, ContextKey, ContextOwner, Thread, thread_flag};
 use crate::servers::{self, Serving};
 use crate::{greenlets, handoffs, processes, seal, stacks, threads, user};
 
@@ -331,30 +329,21 @@ pub(crate) fn current_owner(
 pub(crate) fn sender(
     pid: u32,
     target: &Target,
-    fd: i32,
-    conn: u64,
+    connection: &mut Connection,
     thread: &Thread,
     place: Option<Place>,
 ) -> Finding {
     let finding = current_owner(pid, target, thread, place);
-    if thread.flags & thread_flag::EVENT_LOOP == 0 {
+    if thread.flags & thread_flag::EVENT_LOOP == 0 || connection.queued_rule == 0 {
         return finding;
     }
-    let key = Descriptor { pid, fd };
-    let Some(queued) = QUEUED.get_ptr(key) else {
-        return finding;
+    let queued = Finding {
+        owner: connection.queued,
+        rule: connection.queued_rule as u8,
     };
-    // SAFETY: the map's values outlive the program run.
-    let queued = unsafe { *queued };
-    let _raced = QUEUED.remove(key);
-    if queued.conn != conn || queued.seal != queue_seal(key, &queued) {
-        return finding;
-    }
+    connection.queued_rule = 0;
     if finding.rule == rule::EVENT_LOOP {
-        return Finding {
-            owner: queued.owner,
-            rule: queued.rule as u8,
-        };
+        return queued;
     }
     // The queue was too long to wait and is written by whoever filled it.
     if finding.owner == queued.owner {
@@ -399,6 +388,11 @@ pub(crate) fn copied<C: EbpfContext>(ctx: &C, child: u64) {
     if thread.flags & thread_flag::EXPLICIT != 0 {
         thread.flags &= !thread_flag::EXPLICIT;
         return created(child);
+    }
+    if thread.flags & thread_flag::UNSURE != 0 {
+        // It may be an explicit copy.
+        set_owner(pid, target, child, NOBODY, false);
+        return;
     }
     let place = place(target, thread);
     let finding = current_owner(pid, target, thread, place);
@@ -567,38 +561,25 @@ pub(crate) fn queued(ctx: &ProbeContext, transport: u64) {
     count(Counter::QueuedWrites);
     let place = place(target, thread);
     let finding = current_owner(pid, target, thread, place);
-    let mut queued = Queued {
-        conn: id,
-        owner: finding.owner,
-        rule: match finding.rule {
-            rule::CONTEXT
-            | rule::THREAD
-            | rule::WORK_ITEM
-            | rule::STARTED
-            | rule::GREENLET
-            | rule::SPAWNED
-            | rule::FRAME
-            | rule::BOUND => u32::from(rule::QUEUED),
-            rule::CONTEXT_AFTER_READ => u32::from(rule::QUEUED_AFTER_READ),
-            other => u32::from(other),
-        },
-        pad: 0,
-        seal: 0,
+    let mut owner = finding.owner;
+    let mut way = match finding.rule {
+        rule::CONTEXT
+        | rule::THREAD
+        | rule::WORK_ITEM
+        | rule::STARTED
+        | rule::GREENLET
+        | rule::SPAWNED
+        | rule::FRAME
+        | rule::BOUND => rule::QUEUED,
+        rule::CONTEXT_AFTER_READ => rule::QUEUED_AFTER_READ,
+        other => other,
     };
-    if let Some(earlier) = QUEUED.get_ptr(key) {
-        // SAFETY: the map's values outlive the program run.
-        let earlier = unsafe { *earlier };
-        let whole = earlier.seal == queue_seal(key, &earlier);
-        if earlier.conn == id && !(whole && earlier.owner == queued.owner) {
-            queued.owner = Owner::default();
-            queued.rule = u32::from(rule::MIXED_QUEUE);
-        }
+    if connection.queued_rule != 0 && connection.queued != owner {
+        owner = Owner::default();
+        way = rule::MIXED_QUEUE;
     }
-    queued.seal = queue_seal(key, &queued);
-    if QUEUED.insert(key, queued, 0).is_err() {
-        // An older entry must not speak for these bytes.
-        let _absent = QUEUED.remove(key);
-    }
+    connection.queued = owner;
+    connection.queued_rule = u32::from(way);
     stacks::at_queue(ctx, pid_tgid, target, place, connection, finding);
 }
 
@@ -639,17 +620,6 @@ fn seal(key: ContextKey, value: &ContextOwner) -> u64 {
         value.owner.offset,
         seal::pair(value.rule, value.direct),
         u64::from(value.fd as u32),
-    ])
-}
-
-#[inline(always)]
-fn queue_seal(key: Descriptor, value: &Queued) -> u64 {
-    seal::of([
-        seal::pair(key.pid, key.fd as u32),
-        value.conn,
-        value.owner.conn,
-        value.owner.offset,
-        u64::from(value.rule),
     ])
 }
 

@@ -132,6 +132,7 @@ pub(crate) fn reads(pid_tgid: u64, target: &Target, thread: &Thread, greenlet: u
     if greenlet == UNREADABLE
         || target.flags & target_flag::GREENLET_OWNERS == 0
         || thread.greenlet_epoch != target.greenlet_epoch
+        || thread.loop_greenlet == greenlet
     {
         return;
     }
@@ -163,6 +164,7 @@ pub(crate) fn waits(pid_tgid: u64, target: &Target, thread: &mut Thread, greenle
         return;
     }
     thread.greenlet_epoch = target.greenlet_epoch;
+    thread.loop_greenlet = greenlet;
     if greenlet == NONE || greenlet == UNREADABLE {
         return;
     }

@@ -10,7 +10,7 @@ use pyframes::{frame, origin};
 
 use crate::contexts::{self, Finding, Place};
 use crate::counters::count;
-use crate::maps::{THREADS, Thread, WORK, Work, WorkKey, thread_flag};
+use crate::maps::{Thread, WORK, Work, WorkKey, thread_flag};
 use crate::user::User;
 use crate::{processes, seal, stacks, threads};
 
@@ -111,7 +111,8 @@ pub(crate) fn take() {
     thread.rule = 0;
     // An event loop that an earlier item ran has ended with it.
     thread.loop_context = 0;
-    thread.flags = thread_flag::WORKS | thread.flags & thread_flag::WAITED;
+    let lasting = thread_flag::WAITED | thread_flag::BORN | thread_flag::UNSURE;
+    thread.flags = thread_flag::WORKS | thread.flags & lasting;
 }
 
 /// Who submitted what an executor's thread works on.
@@ -169,7 +170,6 @@ fn seal(key: WorkKey, value: &Work) -> u64 {
 pub(crate) fn started(target: &Target, parent: u32, pid: u32, tid: u32) {
     let child = u64::from(pid) << 32 | u64::from(tid);
     let pid_tgid = bpf_get_current_pid_tgid();
-    let mut thread = Thread::NONE;
     let Some(starter) = threads::entry(pid_tgid) else {
         return;
     };
@@ -184,28 +184,32 @@ pub(crate) fn started(target: &Target, parent: u32, pid: u32, tid: u32) {
     };
     let finding = contexts::current_owner(parent, target, starter, place);
     let finding = handed_over(starter, finding, rule::STARTED);
+    let mut owner = Owner::default();
+    let mut way = 0;
     if finding.owner.conn == 0 {
-        // Of an earlier thread with this id nothing may be left.
-        let _absent = THREADS.remove(child);
-        if finding.rule == rule::UNOWNED_WORK {
-            return;
+        if finding.rule != rule::UNOWNED_WORK {
+            way = finding.rule;
         }
-        thread.rule = u32::from(finding.rule);
     } else if is_own(target, tstate, pid == parent) {
         count(Counter::StartedByRequest);
-        thread.owner = finding.owner;
-        thread.rule = u32::from(finding.rule);
+        owner = finding.owner;
+        way = finding.rule;
     } else {
         count(Counter::StartedByOthers);
-        thread.rule = u32::from(rule::FOREIGN_START);
+        way = rule::FOREIGN_START;
     }
-    if pid != parent {
+    // Of an earlier thread with this id nothing is left: it has ended.
+    let Some(thread) = threads::insert(child) else {
+        return;
+    };
+    thread.owner = owner;
+    thread.rule = u32::from(way);
+    if pid == parent {
+        thread.flags = thread_flag::BORN;
+    } else if way != 0 {
         // The child goes on in its parent's context to its end; nothing else
         // of the parent's goes on there.
         thread.loop_context = context;
-    }
-    if THREADS.insert(child, thread, 0).is_err() {
-        count(Counter::ThreadTableFull);
     }
 }
 
@@ -224,26 +228,25 @@ fn is_own(target: &Target, tstate: u64, thread: bool) -> bool {
     matches!(own, Ok(true))
 }
 
-/// The current process replaced its image; `old` is the id that its only
-/// thread had. It remains whose it was started for, and no more.
+/// The current process replaced its image; `before` is what its only thread
+/// was called. It remains whose it was started for, and no more.
 #[inline(always)]
-pub(crate) fn executed(pid_tgid: u64, old: u32) {
-    let before = pid_tgid >> 32 << 32 | u64::from(old);
-    let mut thread = Thread::NONE;
-    if before != pid_tgid {
-        let _absent = THREADS.remove(before);
-    } else if let Some(known) = THREADS.get_ptr(pid_tgid) {
-        // SAFETY: the map's values outlive the program run; only this thread
-        // writes its entry.
-        let known = unsafe { &*known };
-        if known.rule != 0 {
-            thread.owner = known.owner;
-            thread.rule = known.rule;
-        }
+pub(crate) fn executed(pid_tgid: u64, before: u64) {
+    let mut owner = Owner::default();
+    let mut way = 0;
+    if before == pid_tgid
+        && let Some(known) = threads::known(pid_tgid)
+        && known.rule != 0
+    {
+        owner = known.owner;
+        way = known.rule;
     }
-    let _absent = THREADS.remove(pid_tgid);
-    if thread.rule != 0 && THREADS.insert(pid_tgid, thread, 0).is_err() {
-        count(Counter::ThreadTableFull);
+    threads::remove(pid_tgid);
+    if way != 0
+        && let Some(thread) = threads::insert(pid_tgid)
+    {
+        thread.owner = owner;
+        thread.rule = way;
     }
 }
 

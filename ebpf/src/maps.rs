@@ -35,10 +35,15 @@ pub(crate) static CONNECTIONS: HashMap<Descriptor, Connection> =
 pub(crate) static MUTED: LruHashMap<u64, u8> = LruHashMap::with_max_entries(16384, 0);
 
 /// Thread (`pid_tgid`) → what it is doing. Written here, removed at the
-/// thread's end; evicts the least used, which costs a parent, never gives a
-/// wrong one.
+/// thread's end. Evicts nothing: a thread whose entry was lost would pass for
+/// one that is no event loop. When full, what further threads do is not seen
+/// (counted), and see [`THREADS_LOST`].
 #[map]
-pub(crate) static THREADS: LruHashMap<u64, Thread> = LruHashMap::with_max_entries(32768, 0);
+pub(crate) static THREADS: HashMap<u64, Thread> = HashMap::with_max_entries(32768, 0);
+
+/// 0 → non-zero once [`THREADS`] had no room for a thread. Written here.
+#[map]
+pub(crate) static THREADS_LOST: Array<u32> = Array::with_max_entries(1, 0);
 
 /// `PyContext` → owner. Written when a context is copied or a request is read
 /// in it. Evicts the least used, which costs a parent.
@@ -53,21 +58,12 @@ pub(crate) static CONTEXTS: LruHashMap<ContextKey, ContextOwner> =
 pub(crate) static GREENLETS: LruHashMap<GreenletKey, GreenletOwner> =
     LruHashMap::with_max_entries(65536, 0);
 
-/// Descriptor → owner of the bytes queued on it by an event loop's transport
-/// and not yet written. Evicts the least used, which costs a parent.
-#[map]
-pub(crate) static QUEUED: LruHashMap<Descriptor, Queued> = LruHashMap::with_max_entries(16384, 0);
-
 /// Object that was put into a `SimpleQueue` → on whose behalf. Written when
 /// it is put: as long as somebody holds it, which is until it was worked on,
 /// its address is no other object's. Evicts the least used, which costs a
 /// parent.
 #[map]
 pub(crate) static WORK: LruHashMap<WorkKey, Work> = LruHashMap::with_max_entries(65536, 0);
-/// Thread (`pid_tgid`) → the TLS call that it is in, or was in last. Evicts
-/// the least used, which costs what that call transfers (counted).
-#[map]
-pub(crate) static TLS_CALLS: LruHashMap<u64, TlsCall> = LruHashMap::with_max_entries(8192, 0);
 
 /// `SSL` → the connection that carries it. Written when they are found to
 /// belong together, or when something goes through a session before that;
@@ -81,18 +77,12 @@ pub(crate) static SESSIONS: LruHashMap<TlsObject, TlsSession> =
 /// came from. Removed when they are put into a `BIO`. Evicts the least used,
 /// which delays a join.
 #[map]
-pub(crate) static RECORDS: LruHashMap<TlsRecord, TlsCarrier> =
-    LruHashMap::with_max_entries(8192, 0);
+pub(crate) static RECORDS: LruHashMap<TlsRecord, Received> = LruHashMap::with_max_entries(8192, 0);
 
 /// The key of [`RECORDS`] that a program on system calls looks for; on the
 /// stack it would not fit.
 #[map]
 pub(crate) static RECORD_KEY: PerCpuArray<TlsRecord> = PerCpuArray::with_max_entries(1, 0);
-
-/// Thread (`pid_tgid`) → the `BIO` into which it put a connection's records
-/// last. Evicts the least used, which delays a join.
-#[map]
-pub(crate) static FED: LruHashMap<u64, Fed> = LruHashMap::with_max_entries(8192, 0);
 
 /// The transfer that `syscall_exit` and its continuations are recording; no
 /// other program may use it. On the stack it would not fit.
@@ -315,6 +305,8 @@ pub(crate) struct Thread {
     /// The entered context in which it waited last for many descriptors: that
     /// of its event loop. 0 if that was outside any context.
     pub(crate) loop_context: u64,
+    /// The greenlet in which it waited last for many descriptors, or 0.
+    pub(crate) loop_greenlet: u64,
     /// The frame of `concurrent.futures.thread._worker` that the thread runs
     /// in, its code object and the slot of its `work_item`; 0 if it is not
     /// known to be an executor's.
@@ -336,6 +328,10 @@ pub(crate) struct Thread {
     /// The rule by which `owner` is the thread's, or why it has none; 0 for
     /// [`abi::record::rule::THREAD`].
     pub(crate) rule: u32,
+    /// With [`thread_flag::IN_TLS`] the call.
+    pub(crate) call: TlsCall,
+    /// What it put into a `BIO` last; no connection if that was used.
+    pub(crate) fed: Fed,
 }
 
 impl Thread {
@@ -345,6 +341,7 @@ impl Thread {
         owner: Owner { conn: 0, offset: 0 },
         read: Owner { conn: 0, offset: 0 },
         loop_context: 0,
+        loop_greenlet: 0,
         work_frame: 0,
         work_code: 0,
         work_slot: 0,
@@ -353,6 +350,17 @@ impl Thread {
         flags: 0,
         greenlet_epoch: 0,
         rule: 0,
+        call: TlsCall {
+            ssl: 0,
+            buffer: 0,
+            len: 0,
+            transferred: 0,
+            started: 0,
+        },
+        fed: Fed {
+            bio: 0,
+            carrier: TlsCarrier::NOWHERE,
+        },
     };
 }
 
@@ -375,6 +383,12 @@ pub(crate) mod thread_flag {
     /// It is an executor's, has done nothing since it asked for its next work
     /// item that would say otherwise, and so belongs to who submitted that.
     pub(crate) const WORKS: u32 = 64;
+    /// It was started while its process was traced: all that it ever did was
+    /// seen.
+    pub(crate) const BORN: u32 = 128;
+    /// It may be one for which there was no room for a while: what it did
+    /// then is not known. Until it waits.
+    pub(crate) const UNSURE: u32 = 256;
     /// It is inside a call that reads from or writes to a TLS session.
     pub(crate) const IN_TLS: u32 = 1 << 16;
 }
@@ -440,22 +454,6 @@ pub(crate) struct GreenletOwner {
     pub(crate) seal: u64,
 }
 
-/// Value of [`QUEUED`].
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Queued {
-    /// Connection id, so that a reused descriptor is noticed.
-    pub(crate) conn: u64,
-    /// Whose.
-    pub(crate) owner: Owner,
-    /// The rule, already in its queued form.
-    pub(crate) rule: u32,
-    /// Zero.
-    pub(crate) pad: u32,
-    /// See [`crate::seal`].
-    pub(crate) seal: u64,
-}
-
 /// Key of [`WORK`].
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -480,7 +478,7 @@ pub(crate) struct Work {
     pub(crate) seal: u64,
 }
 
-/// Value of [`TLS_CALLS`].
+/// A call that reads from or writes to a TLS session.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct TlsCall {
@@ -519,18 +517,40 @@ pub(crate) struct TlsSession {
     pub(crate) held: u64,
     /// Non-zero: bytes were read before it was known, and are lost.
     pub(crate) torn: u64,
+    /// See [`crate::seal`].
+    pub(crate) seal: u64,
 }
 
-/// A connection that carries TLS, and value of [`RECORDS`].
+/// A connection that carries TLS.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct TlsCarrier {
-    /// Connection id; in [`RECORDS`] 0 if several came with the same bytes.
+    /// Connection id; 0 if none is known.
     pub(crate) conn: u64,
     /// Its descriptor.
     pub(crate) fd: i32,
     /// Zero.
     pub(crate) pad: u32,
+}
+
+impl TlsCarrier {
+    /// No connection.
+    pub(crate) const NOWHERE: Self = Self {
+        conn: 0,
+        fd: -1,
+        pad: 0,
+    };
+}
+
+/// Value of [`RECORDS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Received {
+    /// Where they came from; no id if several connections came with the same
+    /// bytes.
+    pub(crate) carrier: TlsCarrier,
+    /// See [`crate::seal`].
+    pub(crate) seal: u64,
 }
 
 /// Bytes by which TLS records are recognised.
@@ -548,7 +568,7 @@ pub(crate) struct TlsRecord {
     pub(crate) pad: u32,
 }
 
-/// Value of [`FED`].
+/// What a thread put into a `BIO`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Fed {

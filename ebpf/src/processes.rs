@@ -7,10 +7,9 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 
 use crate::counters::count;
-use crate::emit;
-use crate::handoffs;
 use crate::kernel::{self, offset};
-use crate::maps::{TARGETS, THREADS};
+use crate::maps::TARGETS;
+use crate::{emit, handoffs, threads};
 
 /// The target entry of a process.
 #[inline(always)]
@@ -55,8 +54,13 @@ pub(crate) fn fork(parent: u64, child: u64) -> Option<u32> {
 pub(crate) fn exec(old: u32) -> Option<u32> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let pid = (pid_tgid >> 32) as u32;
+    let before = pid_tgid >> 32 << 32 | u64::from(old);
+    if before != pid_tgid {
+        // Whatever the process: no thread has this id any more.
+        threads::remove(before);
+    }
     target(pid)?;
-    handoffs::executed(pid_tgid, old);
+    handoffs::executed(pid_tgid, before);
     let blank = Target::default();
     if TARGETS.insert(pid, blank, 0).is_err() {
         count(Counter::TargetTableFull);
@@ -72,8 +76,8 @@ pub(crate) fn exit(task: u64) -> Option<u32> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let pid = (pid_tgid >> 32) as u32;
     // Even if the process is no target any more: no later thread of this id
-    // may find it. An entry that is not there is no error.
-    let _absent = THREADS.remove(pid_tgid);
+    // may find it.
+    threads::remove(pid_tgid);
     target(pid)?;
     // The kernel decrements `signal->live` before this tracepoint
     // (do_exit, kernel/exit.c, 5.10 to 6.18).

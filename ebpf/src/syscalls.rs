@@ -14,7 +14,6 @@ use aya_ebpf::programs::RawTracePointContext;
 
 use crate::arch::{self, nr};
 use crate::capture::{self, Source};
-use crate::maps::thread_flag;
 use crate::{connections, contexts, processes, threads, user};
 
 const EINPROGRESS: i64 = -115;
@@ -191,7 +190,7 @@ fn wait(pid_tgid: u64, several: bool, epoll: bool) {
     let Some(thread) = threads::entry(pid_tgid) else {
         return;
     };
-    thread.flags |= thread_flag::WAITED;
+    threads::waited(thread);
     if several {
         threads::waits(thread, epoll);
         if let Some(target) = processes::target((pid_tgid >> 32) as u32) {
@@ -204,7 +203,7 @@ fn wait(pid_tgid: u64, several: bool, epoll: bool) {
 #[inline(always)]
 fn waited(pid_tgid: u64) {
     if let Some(thread) = threads::entry(pid_tgid) {
-        thread.flags |= thread_flag::WAITED;
+        threads::waited(thread);
     }
 }
 

@@ -5,7 +5,7 @@ use abi::record::{Owner, rule};
 
 use crate::contexts::Finding;
 use crate::counters::count;
-use crate::maps::{THREADS, Thread, thread_flag};
+use crate::maps::{THREADS, THREADS_LOST, Thread, thread_flag};
 
 /// The thread's entry, made on first use.
 #[inline(always)]
@@ -13,12 +13,38 @@ pub(crate) fn entry(pid_tgid: u64) -> Option<&'static mut Thread> {
     if let Some(thread) = known(pid_tgid) {
         return Some(thread);
     }
+    let thread = insert(pid_tgid)?;
+    if let Some(lost) = THREADS_LOST.get(0)
+        && *lost != 0
+    {
+        thread.flags = thread_flag::UNSURE;
+    }
+    Some(thread)
+}
+
+/// A new entry of the thread, which has done nothing yet; none, which is
+/// counted, if there is no room. What the thread does then is not seen, so
+/// that from here on no thread is taken for a new one that may be none.
+#[inline(always)]
+pub(crate) fn insert(pid_tgid: u64) -> Option<&'static mut Thread> {
     let fresh: &'static Thread = &FRESH;
     if THREADS.insert(pid_tgid, fresh, 0).is_err() {
         count(Counter::ThreadTableFull);
+        if let Some(lost) = THREADS_LOST.get_ptr_mut(0) {
+            // SAFETY: the map's values outlive the program run; whoever
+            // writes writes the same.
+            unsafe { *lost = 1 };
+        }
         return None;
     }
     known(pid_tgid)
+}
+
+/// The thread is no more, or another program than it was.
+#[inline(always)]
+pub(crate) fn remove(pid_tgid: u64) {
+    // Mostly it is not there.
+    let _absent = THREADS.remove(pid_tgid);
 }
 
 /// A thread of which nothing is known; not on the stack, which has no room
@@ -33,6 +59,12 @@ pub(crate) fn known(pid_tgid: u64) -> Option<&'static mut Thread> {
     THREADS
         .get_ptr_mut(pid_tgid)
         .map(|thread| unsafe { &mut *thread })
+}
+
+/// The thread was seen to return from a wait.
+#[inline(always)]
+pub(crate) fn waited(thread: &mut Thread) {
+    thread.flags = (thread.flags | thread_flag::WAITED) & !thread_flag::UNSURE;
 }
 
 /// The thread is about to wait on many descriptors.
@@ -72,17 +104,19 @@ pub(crate) fn finding(thread: &Thread) -> Finding {
 
 /// The thread has read server bytes outside any entered context.
 ///
-/// A process's first thread owns nothing until it was seen to wait: attached
-/// in the middle of its turn, an event loop would pass for a thread that
-/// serves one request after the other.
+/// Unless all that it ever did was seen, it owns nothing until it was seen to
+/// wait, if it may be an event loop: attached in the middle of its turn, one
+/// would pass for a thread that serves one request after the other. A process's
+/// first thread may be one, and any that was not seen for a while.
 #[inline(always)]
 pub(crate) fn reads(pid_tgid: u64, thread: &mut Thread, owner: Owner, fd: i32) {
     thread.read = owner;
     thread.read_fd = fd;
     thread.flags = (thread.flags | thread_flag::FRESH_READ) & !thread_flag::TAKEN;
     let first = (pid_tgid >> 32) as u32 == pid_tgid as u32;
-    let known = !first || thread.flags & thread_flag::WAITED != 0;
-    if known && thread.flags & thread_flag::EVENT_LOOP == 0 {
+    let seen = thread.flags & (thread_flag::WAITED | thread_flag::BORN) != 0;
+    let may_loop = first || thread.flags & thread_flag::UNSURE != 0;
+    if (seen || !may_loop) && thread.flags & thread_flag::EVENT_LOOP == 0 {
         thread.owner = owner;
         thread.rule = 0;
         thread.flags &= !(thread_flag::ANSWERED | thread_flag::WORKS);

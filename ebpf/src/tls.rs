@@ -17,10 +17,10 @@ use crate::capture::{self, FirstBytes, Plaintext};
 use crate::contexts::{self, Finding};
 use crate::counters::count;
 use crate::maps::{
-    FED, Fed, RECORD_BYTES, RECORD_KEY, RECORDS, SESSIONS, TLS_CALLS, Thread, TlsCall, TlsCarrier,
+    Fed, RECORD_BYTES, RECORD_KEY, RECORDS, Received, SESSIONS, Thread, TlsCall, TlsCarrier,
     TlsObject, TlsRecord, TlsSession, thread_flag,
 };
-use crate::{connections, emit, processes, stacks, threads, user};
+use crate::{connections, emit, processes, seal, stacks, threads, user};
 
 /// Bytes of a record's header: type, version, length (RFC 8446, section 5.1).
 const HEADER_BYTES: usize = 5;
@@ -43,13 +43,6 @@ const SEEDED: u64 = 1 << 63;
 /// the third and the fourth, from 3.2 on behind a structure of its own.
 const SSL_WORDS: i64 = 32;
 
-/// No connection.
-const NOWHERE: TlsCarrier = TlsCarrier {
-    conn: 0,
-    fd: -1,
-    pad: 0,
-};
-
 /// Bytes went through a connection in a system call: whether they are TLS
 /// records, which tell us nothing. Notes what they say of the session.
 #[inline(always)]
@@ -63,7 +56,7 @@ pub(crate) fn is_sealed(
     first: FirstBytes,
 ) -> bool {
     let pid = (pid_tgid >> 32) as u32;
-    if thread.flags & thread_flag::IN_TLS != 0 && carries(pid_tgid, pid, connection, fd) {
+    if thread.flags & thread_flag::IN_TLS != 0 && carries(pid, thread, connection, fd) {
         if way == direction::RECEIVED {
             connection.outside = is_outside(target, thread);
         }
@@ -84,6 +77,12 @@ pub(crate) fn is_sealed(
     true
 }
 
+/// Whether what goes through the connection may be TLS records.
+#[inline(always)]
+pub(crate) fn may_be_sealed(connection: &Connection) -> bool {
+    connection.tls >= tls::SEALED
+}
+
 /// Whether the thread is outside any entered context, as 1 or 0.
 #[inline(always)]
 fn is_outside(target: &Target, thread: &Thread) -> u8 {
@@ -96,13 +95,8 @@ fn is_outside(target: &Target, thread: &Thread) -> u8 {
 /// Whether the connection carries the session that the thread is inside of:
 /// the system call was made by OpenSSL. Joins them if neither is joined.
 #[inline(always)]
-fn carries(pid_tgid: u64, pid: u32, connection: &mut Connection, fd: i32) -> bool {
-    let Some(call) = TLS_CALLS.get_ptr(pid_tgid) else {
-        return false;
-    };
-    // SAFETY: the map's values outlive the program run; only this thread
-    // writes its entry.
-    let ssl = unsafe { (*call).ssl };
+fn carries(pid: u32, thread: &Thread, connection: &mut Connection, fd: i32) -> bool {
+    let ssl = thread.call.ssl;
     if connection.tls == tls::JOINED && connection.ssl == ssl {
         return true;
     }
@@ -161,16 +155,41 @@ fn remember(pid: u32, conn: u64, fd: i32, first: FirstBytes) {
         return;
     }
     let key: &TlsRecord = key;
-    let mut carrier = TlsCarrier { conn, fd, pad: 0 };
+    let mut received = Received {
+        carrier: TlsCarrier { conn, fd, pad: 0 },
+        seal: 0,
+    };
     if let Some(known) = RECORDS.get_ptr(key) {
         // SAFETY: the map's values outlive the program run.
-        if unsafe { (*known).conn } != conn {
+        if unsafe { (*known).carrier.conn } != conn {
             count(Counter::TlsAmbiguous);
-            carrier.conn = 0;
+            received.carrier.conn = 0;
         }
     }
+    received.seal = record_seal(key, &received);
     // Where the table is full another chance comes with the next records.
-    let _full = RECORDS.insert(key, carrier, 0);
+    let _full = RECORDS.insert(key, received, 0);
+}
+
+#[inline(always)]
+fn record_seal(key: &TlsRecord, value: &Received) -> u64 {
+    // Among the bytes are those that no other record has.
+    let mut words = [0; 4];
+    for (index, word) in words.iter_mut().enumerate() {
+        let at = HEADER_BYTES + 1 + index * 8;
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&key.bytes[at..at + 8]);
+        *word = u64::from_le_bytes(bytes);
+    }
+    let [first, second, third, fourth] = words;
+    seal::of([
+        first,
+        second,
+        third,
+        fourth,
+        seal::pair(key.pid, value.carrier.fd as u32),
+        value.carrier.conn,
+    ])
 }
 
 /// Takes the beginning of records for a key, unless another connection might
@@ -216,11 +235,16 @@ pub(crate) fn fed(bio: u64, address: u64, len: u64) {
         return;
     };
     // SAFETY: the map's values outlive the program run.
-    let carrier = unsafe { *known };
+    let received = unsafe { *known };
     let _raced = RECORDS.remove(key);
-    if carrier.conn != 0 {
-        let fed = Fed { bio, carrier };
-        let _full = FED.insert(pid_tgid, fed, 0);
+    if received.seal == record_seal(key, &received)
+        && received.carrier.conn != 0
+        && let Some(thread) = threads::entry(pid_tgid)
+    {
+        thread.fed = Fed {
+            bio,
+            carrier: received.carrier,
+        };
     }
 }
 
@@ -229,8 +253,11 @@ pub(crate) fn fed(bio: u64, address: u64, len: u64) {
 pub(crate) fn handshake(ssl: u64) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let pid = (pid_tgid >> 32) as u32;
-    if processes::target(pid).is_some() && carrier(pid, ssl).is_none() {
-        join_fed(pid_tgid, pid, ssl);
+    if processes::target(pid).is_some()
+        && carrier(pid, ssl).is_none()
+        && let Some(thread) = threads::known(pid_tgid)
+    {
+        join_fed(pid, thread, ssl);
     }
 }
 
@@ -273,24 +300,22 @@ fn begins(ctx: &ProbeContext, extended: bool) -> Option<TlsCarrier> {
     let pid = (pid_tgid >> 32) as u32;
     processes::target(pid)?;
     let ssl: u64 = ctx.arg(0)?;
-    let call = TlsCall {
+    let buffer: u64 = ctx.arg(1)?;
+    let len: u64 = ctx.arg(2)?;
+    let transferred: u64 = if extended { ctx.arg(3)? } else { 0 };
+    let thread = threads::entry(pid_tgid)?;
+    thread.call = TlsCall {
         ssl,
-        buffer: ctx.arg(1)?,
-        len: ctx.arg(2)?,
-        transferred: if extended { ctx.arg(3)? } else { 0 },
+        buffer,
+        len,
+        transferred,
         // SAFETY: the helper has no preconditions.
         started: unsafe { bpf_ktime_get_ns() },
     };
-    let thread = threads::entry(pid_tgid)?;
-    if TLS_CALLS.insert(pid_tgid, call, 0).is_err() {
-        count(Counter::TlsUnjoined);
-        thread.flags &= !thread_flag::IN_TLS;
-        return None;
-    }
     thread.flags |= thread_flag::IN_TLS;
     match carrier(pid, ssl) {
         Some(carrier) => Some(carrier),
-        None => join_fed(pid_tgid, pid, ssl),
+        None => join_fed(pid, thread, ssl),
     }
 }
 
@@ -314,12 +339,7 @@ pub(crate) fn ends(result: u64, way: u8) {
     if result <= 0 {
         return;
     }
-    let Some(call) = TLS_CALLS.get_ptr(pid_tgid) else {
-        count(Counter::TlsUnjoined);
-        return;
-    };
-    // SAFETY: as in `carries`.
-    let call = unsafe { *call };
+    let call = thread.call;
     let len = if call.transferred == 0 {
         result as u64
     } else {
@@ -330,7 +350,7 @@ pub(crate) fn ends(result: u64, way: u8) {
     }
     let carrier = match carrier(pid, call.ssl) {
         Some(carrier) => carrier,
-        None => NOWHERE,
+        None => TlsCarrier::NOWHERE,
     };
     let plaintext = Plaintext {
         way,
@@ -361,11 +381,12 @@ fn unjoined(pid_tgid: u64, target: &Target, thread: &Thread, ssl: u64, plaintext
     let key = TlsObject { ssl, pid, pad: 0 };
     if SESSIONS.get_ptr(key).is_none() {
         let session = TlsSession {
-            carrier: NOWHERE,
+            carrier: TlsCarrier::NOWHERE,
             held: 0,
             torn: 0,
+            seal: 0,
         };
-        let _full = SESSIONS.insert(key, session, 0);
+        let _full = note(key, session);
     }
     let Some(session) = SESSIONS.get_ptr_mut(key) else {
         return count(Counter::TlsUnjoined);
@@ -373,15 +394,36 @@ fn unjoined(pid_tgid: u64, target: &Target, thread: &Thread, ssl: u64, plaintext
     // SAFETY: the map's values outlive the program run; a session is used by
     // one thread at a time.
     let session = unsafe { &mut *session };
+    let whole = session.seal == session_seal(key, session);
     // Its connection was closed.
     let parted = session.carrier.conn != 0;
-    if plaintext.way == direction::RECEIVED || parted {
+    if plaintext.way == direction::RECEIVED || parted || !whole {
         session.torn = 1;
+        session.seal = session_seal(key, session);
         return count(Counter::TlsUnjoined);
     }
     let offset = session.held;
     session.held = offset.wrapping_add(plaintext.len);
+    session.seal = session_seal(key, session);
     capture::held(pid_tgid, target, thread, ssl, offset, plaintext);
+}
+
+/// Notes what is known of a session; whether there was room.
+#[inline(always)]
+fn note(key: TlsObject, mut session: TlsSession) -> bool {
+    session.seal = session_seal(key, &session);
+    SESSIONS.insert(key, session, 0).is_ok()
+}
+
+#[inline(always)]
+fn session_seal(key: TlsObject, value: &TlsSession) -> u64 {
+    seal::of([
+        key.ssl,
+        seal::pair(key.pid, value.carrier.fd as u32),
+        value.carrier.conn,
+        value.held,
+        value.torn,
+    ])
 }
 
 /// A session is about to be freed: its address may be another's at once.
@@ -402,7 +444,10 @@ pub(crate) fn freed(ssl: u64) {
     if let Some(session) = SESSIONS.get_ptr(key) {
         // SAFETY: the map's values outlive the program run.
         let session = unsafe { *session };
-        if session.held != 0 && session.carrier.conn == 0 {
+        if session.held != 0
+            && session.carrier.conn == 0
+            && session.seal == session_seal(key, &session)
+        {
             tell(pid, ssl, &session, 0);
         }
     }
@@ -413,6 +458,8 @@ pub(crate) fn freed(ssl: u64) {
 #[inline(always)]
 fn carrier(pid: u32, ssl: u64) -> Option<TlsCarrier> {
     let found = SESSIONS.get_ptr(TlsObject { ssl, pid, pad: 0 })?;
+    // What an evicted entry has become is not believed: the connection has to
+    // name the session, too.
     // SAFETY: the map's values outlive the program run.
     let carrier = unsafe { (*found).carrier };
     if carrier.conn == 0 {
@@ -425,19 +472,16 @@ fn carrier(pid: u32, ssl: u64) -> Option<TlsCarrier> {
 /// Joins the session with the connection whose records the thread has put
 /// into one of its `BIO`s, if it has.
 #[inline(always)]
-fn join_fed(pid_tgid: u64, pid: u32, ssl: u64) -> Option<TlsCarrier> {
-    let fed = FED.get_ptr(pid_tgid)?;
-    // SAFETY: the map's values outlive the program run; only this thread
-    // writes its entry.
-    let Fed { bio, carrier } = unsafe { *fed };
-    if !holds(ssl, bio) {
+fn join_fed(pid: u32, thread: &mut Thread, ssl: u64) -> Option<TlsCarrier> {
+    let Fed { bio, carrier } = thread.fed;
+    if carrier.conn == 0 || !holds(ssl, bio) {
         return None;
     }
     let connection = connections::held(pid, carrier.fd, carrier.conn)?;
     if connection.tls == tls::JOINED {
         return None;
     }
-    let _absent = FED.remove(pid_tgid);
+    thread.fed.carrier = TlsCarrier::NOWHERE;
     join(pid, ssl, connection, carrier).then_some(carrier)
 }
 
@@ -460,16 +504,19 @@ fn join(pid: u32, ssl: u64, connection: &mut Connection, carrier: TlsCarrier) ->
         carrier,
         held: 0,
         torn: 0,
+        seal: 0,
     };
     if let Some(before) = SESSIONS.get_ptr(key) {
         // SAFETY: the map's values outlive the program run.
         let before = unsafe { *before };
-        if before.carrier.conn == 0 {
+        if before.seal != session_seal(key, &before) {
+            session.torn = 1;
+        } else if before.carrier.conn == 0 {
             session.held = before.held;
             session.torn = before.torn;
         }
     }
-    if SESSIONS.insert(key, session, 0).is_err() {
+    if !note(key, session) {
         return false;
     }
     if session.held != 0 {

@@ -62,7 +62,9 @@ TIMEOUT = 30
 
 app = Flask(__name__)
 session = requests.Session()
-session.mount("http://", requests.adapters.HTTPAdapter(pool_connections=POOL, pool_maxsize=POOL))
+for scheme in "http://", "https://":
+    pools = requests.adapters.HTTPAdapter(pool_connections=POOL, pool_maxsize=POOL)
+    session.mount(scheme, pools)
 manager = urllib3.PoolManager(num_pools=POOL, maxsize=POOL)
 # Its workers are started by the requests that come first.
 executor = concurrent.futures.ThreadPoolExecutor(8)
@@ -75,7 +77,8 @@ def get(url, library="requests"):
         return manager.request("GET", url, timeout=TIMEOUT).data.decode()
     if library == "http.client":
         parts = urllib.parse.urlsplit(url)
-        connection = http.client.HTTPConnection(parts.netloc, timeout=TIMEOUT)
+        kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+        connection = kinds[parts.scheme](parts.netloc, timeout=TIMEOUT)
         try:
             connection.request("GET", f"{parts.path}?{parts.query}")
             return connection.getresponse().read().decode()

@@ -112,6 +112,27 @@ mod attribution {
         run("eventlet", models);
     }
 
+    /// TLS on both sides: the sessions of all greenlets on one thread.
+    #[test]
+    fn greenlets_with_tls() {
+        let found = Interpreter::greenlets();
+        let main = main_interpreter(&found);
+        let models = [GEVENT, PYWSGI, EVENTLET].map(|worker| {
+            let name = format!("gunicorn {}, TLS", worker.class);
+            Model::new(&name, worker.service().tls())
+                .on(main)
+                .calls_tls()
+                .load("/downstream?client=requests")
+                .load("/spawned?client=urllib3")
+                .load_as(
+                    "/spawned?client=http.client",
+                    Manner::Close,
+                    Expected::Exact,
+                )
+        });
+        run("greenlets_with_tls", models.into());
+    }
+
     /// Those of other versions, and the system's, which is stripped, with the
     /// packages of one of its version.
     #[test]

@@ -104,6 +104,33 @@ fn run_traces_a_client_and_hides_its_credentials() -> Result<()> {
     Ok(())
 }
 
+/// What is known of a thread goes with it: more of them than the kernel's
+/// table has room for, one after the other, and a call that the last one makes.
+#[test]
+fn threads_that_end_make_room_for_others() -> Result<()> {
+    const THREADS: usize = 34_000;
+    let downstream = Service::uvicorn("downstream").start()?;
+    let folder = tempfile::tempdir()?;
+    let port = downstream.port();
+    let program = format!(
+        "import _thread, urllib.request\n\
+         def each(work):\n\
+         \x20   ended = _thread.allocate_lock()\n\
+         \x20   ended.acquire()\n\
+         \x20   _thread.start_new_thread(lambda: (work(), ended.release()), ())\n\
+         \x20   ended.acquire()\n\
+         for _ in range({THREADS}):\n\
+         \x20   each(int)\n\
+         each(lambda: urllib.request.urlopen('http://127.0.0.1:{port}/last').read())\n"
+    );
+    let (code, lines) = run_python(folder.path(), &program)?;
+    assert_eq!(code, 0, "{lines:#?}");
+    let spans = from_file(&folder.path().join("spans.jsonl"))?;
+    only(&spans, Kind::Client, "/last").assert_root();
+    Counters::of(&lines)?.assert_nothing_lost();
+    Ok(())
+}
+
 // === Workers ===
 
 /// Workers that are started while the agent looks are traced from the first

@@ -2,6 +2,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::record::Owner;
+
 /// Bits of [`Target::flags`].
 pub mod target_flag {
     /// The offsets in [`super::Target`] are filled in.
@@ -208,6 +210,13 @@ pub struct Connection {
     pub pad: [u8; 2],
     /// With [`tls::JOINED`] the address of the process's `SSL`.
     pub ssl: u64,
+    /// Whose the bytes are that an event loop's transport has queued and not
+    /// yet written.
+    pub queued: Owner,
+    /// The rule by which, or why nobody's; 0 if nothing is queued.
+    pub queued_rule: u32,
+    /// Zero.
+    pub pad2: u32,
 }
 
 /// Values of [`Connection::tls`].
