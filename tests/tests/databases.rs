@@ -30,7 +30,10 @@ struct Scene {
 
 impl Scene {
     fn start(service: Service) -> Self {
-        let postgres = Database::postgres().expect("PostgreSQL");
+        Self::with(Database::postgres().expect("PostgreSQL"), service)
+    }
+
+    fn with(postgres: Database, service: Service) -> Self {
         let redis = Database::redis().expect("Redis");
         let app = service
             .python(python())
@@ -169,6 +172,36 @@ fn queries_of_threads_are_under_their_requests() {
         Service::gunicorn("databases_flask"),
         &["/psycopg2", "/psycopg", "/sqlalchemy", "/django", "/redis"],
     );
+}
+
+#[test]
+fn queries_within_tls_are_told_as_others_are() {
+    let postgres = Database::postgres_with_tls().expect("PostgreSQL");
+    let scene = Scene::with(postgres, Service::uvicorn("databases_app"));
+    // What the drivers load at their first connection is found within seconds.
+    scene.get("/tls?id=load-0");
+    let agent = scene.attach();
+    scene.get("/tls?id=load-1");
+    let spans = spans_under(&agent, "/tls", 3);
+    let server = only(&spans, Kind::Server, "/tls");
+    let mut texts: Vec<&str> = children(&spans, server)
+        .iter()
+        .filter(|span| mark(span).is_some())
+        .map(|span| span.text("db.query.text"))
+        .collect();
+    texts.sort_unstable();
+    assert_eq!(
+        texts,
+        [
+            "select $1::text as \"load-1_0\"",
+            "select %s as \"load-1_1\"",
+            "select ? as \"load-1_2\"",
+        ]
+    );
+    for span in children(&spans, server) {
+        assert_eq!(span.text("db.namespace"), "shop", "{span:#?}");
+    }
+    assert!(!format!("{spans:?}").contains("secret"));
 }
 
 /// Names of the children in the order of their begin.
