@@ -91,6 +91,17 @@ const BIRTHS: [(Holder, &str, &str); 8] = [
     (Holder::R15, "copied_in_r15", "created_in_r15"),
 ];
 
+/// Tables that evict the least used, which costs a parent, a join or what a
+/// TLS session transfers, and never gives a wrong parent.
+const EVICTING: [&str; 6] = [
+    "MUTED",
+    "CONTEXTS",
+    "GREENLETS",
+    "WORK",
+    "SESSIONS",
+    "RECORDS",
+];
+
 /// Threads that detach probes.
 const DETACHERS: usize = 16;
 
@@ -136,6 +147,8 @@ pub struct ProbeSettings {
     pub ring_bytes: u32,
     /// Whether the kernel side may log through aya-log.
     pub kernel_log: bool,
+    /// Room in the tables that evict, if it is not as they have it.
+    pub table_entries: Option<u32>,
 }
 
 /// A place in a file where a function probe goes.
@@ -247,6 +260,11 @@ impl Probes {
             .override_global("KERNEL_OFFSETS", &settings.offsets, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .map_max_entries("EVENTS", settings.ring_bytes);
+        for name in EVICTING {
+            if let Some(entries) = settings.table_entries {
+                loader.map_max_entries(name, entries);
+            }
+        }
         let mut ebpf = loader.load(OBJECT)?;
         for (name, program) in ebpf.programs_mut() {
             let loaded = match program {
