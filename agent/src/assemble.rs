@@ -20,6 +20,7 @@ use self::findings::Findings;
 pub use self::stats::AssembleStats;
 use crate::attribute::Attributes;
 use crate::insight::{Insight, Subject};
+use crate::instrumentations::Disabled;
 use crate::propagation::TraceContext;
 use crate::protocol::{Exchange, Role};
 use crate::resource::Resource;
@@ -208,6 +209,8 @@ struct Server {
     /// request does so in the context of the one before, so that neither can
     /// be told from the other.
     pipelined: bool,
+    /// It yields no span: its process does not want any.
+    disabled: bool,
     /// How often it issued each statement, by a hash of its text.
     statements: HashMap<u64, u32>,
 }
@@ -234,6 +237,8 @@ impl Server {
 pub struct Assembler {
     ids: Box<dyn Ids>,
     resources: HashMap<u32, Arc<Resource>>,
+    /// What processes have turned off.
+    disabled: HashMap<u32, Disabled>,
     open: HashMap<ExchangeId, Open>,
     connections: HashMap<u64, ServerConnection>,
     closed: VecDeque<u64>,
@@ -255,6 +260,7 @@ impl Assembler {
         Self {
             ids,
             resources: HashMap::new(),
+            disabled: HashMap::new(),
             open: HashMap::new(),
             connections: HashMap::new(),
             closed: VecDeque::new(),
@@ -271,8 +277,17 @@ impl Assembler {
         self.resources.insert(pid, resource);
     }
 
+    /// Spans that a process does not want, from now on.
+    pub fn disable(&mut self, pid: u32, disabled: Option<Disabled>) {
+        match disabled {
+            Some(disabled) => self.disabled.insert(pid, disabled),
+            None => self.disabled.remove(&pid),
+        };
+    }
+
     /// A process is gone; its connections were closed before.
     pub fn process_gone(&mut self, pid: u32) {
+        self.disabled.remove(&pid);
         self.resources.remove(&pid);
     }
 
@@ -361,6 +376,7 @@ impl Assembler {
             },
         };
         if role == Role::Server {
+            let disabled = self.disabled.get(&pid).is_some_and(Disabled::served);
             let servers = &mut self.connection(id.conn).servers;
             let mut pipelined = false;
             if let Some(before) = servers.back_mut().filter(|before| !before.ended) {
@@ -376,6 +392,7 @@ impl Assembler {
                 known: false,
                 ended: false,
                 pipelined,
+                disabled,
                 statements: HashMap::new(),
             });
             self.remembered.push_back(id);
@@ -474,8 +491,11 @@ impl Assembler {
     /// The identity of the server exchange that the evidence points to, or why
     /// there is none.
     fn parent(&self, evidence: Evidence) -> Result<(ExchangeId, Identity), Refusal> {
-        self.owner(evidence)
-            .map(|(id, server)| (id, server.identity.clone()))
+        let (id, server) = self.owner(evidence)?;
+        if server.disabled {
+            return Err(|stats| &stats.under_disabled);
+        }
+        Ok((id, server.identity.clone()))
     }
 
     /// The server exchange that the evidence points to, or why none.
@@ -638,6 +658,20 @@ impl Assembler {
             return;
         };
         self.server_ended(id);
+        let unwanted = match role {
+            Role::Server => self.server(id).is_some_and(|server| server.disabled),
+            Role::Client => self
+                .disabled
+                .get(&pid)
+                .is_some_and(|disabled| disabled.call(&exchange.scope, findings.libraries())),
+        };
+        if unwanted {
+            if role == Role::Client {
+                self.expected.remove(&id.conn);
+            }
+            self.stats.disabled.one();
+            return;
+        }
         if let Some(statement) = exchange.statement()
             && let Some(server) = under.and_then(|under| self.server(under))
         {
@@ -665,7 +699,10 @@ impl Assembler {
             Role::Server => self.stats.server_spans.one(),
             Role::Client => self.stats.client_spans.one(),
         }
-        let events = findings.complete(&mut exchange, role, at, clock);
+        let (events, disagreed) = findings.complete(&mut exchange, role, at, clock);
+        if disagreed {
+            self.stats.other_statement.one();
+        }
         let start_unix = clock.unix(start);
         let Identity {
             trace_id,
@@ -1649,6 +1686,8 @@ mod tests {
                 line: 3,
             })),
             serving: None,
+            libraries: None,
+            statement: None,
             exception: None,
         })
     }

@@ -25,6 +25,7 @@ use self::greenlets::Following;
 use self::lineage::Lineage;
 pub use self::lineage::Traffic;
 use self::tls::{FileId, TlsCallers};
+use crate::instrumentations::{Disabled, Libraries};
 use crate::probes::{Hook, ProbeError, Probes};
 use crate::protocol::{Endpoint, Role};
 use crate::python::Python;
@@ -166,6 +167,8 @@ struct Tracee {
     moments: Moments,
     /// The server that runs it, with its version.
     server: Option<(&'static str, Option<String>)>,
+    /// What it has imported of what it may turn off.
+    imported: Libraries,
     /// When it is asked again what it has imported.
     next_frameworks: Instant,
     /// Until when it is looked at again, as it may still be starting.
@@ -180,6 +183,8 @@ struct Tracee {
 pub struct Changes {
     /// Processes with their resources, new or changed.
     pub processes: Vec<(u32, Arc<Resource>)>,
+    /// What processes have turned off, new or changed.
+    pub disabled: Vec<(u32, Option<Disabled>)>,
     /// Connections older than the attach.
     pub openings: Vec<Opening>,
     /// Lines for the operator.
@@ -272,6 +277,7 @@ impl Discovery {
             searched: HashSet::new(),
             moments: from.moments,
             server: from.server.clone(),
+            imported: from.imported,
             next_frameworks: Instant::now() + RELOOK,
             until: None,
             next_look: Instant::now(),
@@ -347,6 +353,7 @@ impl Discovery {
         tracee.searched.clear();
         tracee.moments = Moments::default();
         tracee.server = None;
+        tracee.imported = Libraries::default();
         tracee.until = Some(now + PATIENCE);
         tracee.next_look = now;
         tracee.tell = Some(now + SILENCE);
@@ -455,6 +462,7 @@ impl Discovery {
                 searched: HashSet::new(),
                 moments: Moments::default(),
                 server: None,
+                imported: Libraries::default(),
                 next_frameworks: now + RELOOK,
                 until: Some(now + PATIENCE),
                 next_look: now + RETRY,
@@ -547,6 +555,9 @@ impl Discovery {
             &self.host,
         );
         changes.processes.push((pid, Arc::new(resource)));
+        let names = &tracee.settings.disabled_instrumentations;
+        let disabled = Disabled::new(names, tracee.imported);
+        changes.disabled.push((pid, disabled));
     }
 
     /// Attaches the probes and tells the kernel side: only now, with the

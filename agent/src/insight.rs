@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use abi::record::Owner;
 
+use crate::instrumentations::Libraries;
 use crate::stream::Evidence;
 
 /// Something learned at one moment, and what it is about.
@@ -29,6 +30,12 @@ pub struct Insight {
     /// For a request that is sent: whose bytes the connection had received
     /// last that a server's frame on the stack is serving.
     pub serving: Option<Owner>,
+    /// For a request that is sent: the libraries whose frames sent it, if the
+    /// process has turned off any.
+    pub libraries: Option<Libraries>,
+    /// For a query that is sent: its text as the driver or what is above it
+    /// was given it. Whether it is this query's is not certain.
+    pub statement: Option<Arc<str>>,
     /// An exception that the application did not handle.
     pub exception: Option<Box<Exception>>,
 }

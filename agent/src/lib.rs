@@ -16,6 +16,7 @@ pub mod config;
 pub mod discovery;
 pub mod export;
 pub mod insight;
+pub mod instrumentations;
 pub mod kernel;
 pub mod launch;
 pub mod probes;

@@ -90,6 +90,24 @@ pub struct Exchange {
 }
 
 impl Exchange {
+    /// Tells the statement as the process has it, before its driver put the
+    /// parameters in, if it is certain that this is the statement that was
+    /// sent; false if it is another one.
+    pub fn restate(&mut self, statement: &str) -> bool {
+        let is_text = |(key, _): &&mut (Key, Value)| key == "db.query.text";
+        let Some((_, Value::Str(text))) = self.attributes.iter_mut().find(is_text) else {
+            return true;
+        };
+        if !sql::template::has_places(statement) {
+            return true;
+        }
+        let Some(original) = sql::template::original(statement, text) else {
+            return false;
+        };
+        *text = original.into();
+        true
+    }
+
     /// What was asked of a database; the same many times for one request is
     /// conspicuous.
     pub fn statement(&self) -> Option<&str> {

@@ -8,6 +8,7 @@
 
 mod carets;
 mod compile;
+mod drivers;
 mod exception;
 mod frameworks;
 mod handlers;
@@ -34,6 +35,7 @@ use abi::record::{Stack, moment};
 use pyframes::layout::Layout;
 
 use self::compile::{Compiled, Compiler};
+use self::drivers::DRIVERS;
 use self::frameworks::{FRAMEWORKS, Framework, Want};
 use self::handlers::Handlers;
 use self::modules::Modules;
@@ -44,6 +46,7 @@ use self::servers::SERVERS;
 use self::source::Sources;
 use self::tree::Tree;
 use crate::insight::Insight;
+use crate::instrumentations::Libraries;
 use crate::remote::Process;
 use crate::stats::counters;
 use crate::target::interpreter::Interpreter;
@@ -114,6 +117,8 @@ pub struct Preparation {
     pub messages: Vec<String>,
     /// The server that runs the process, and its version if it tells.
     pub server: Option<(&'static str, Option<String>)>,
+    /// What it has imported; empty unless that was asked for.
+    pub imported: Libraries,
 }
 
 /// What is known of one process.
@@ -132,6 +137,11 @@ struct State {
     /// Whether a server's frames must be asked whose a context is.
     servers: bool,
     server: Option<(&'static str, Option<String>)>,
+    /// Whether it is asked which libraries it has imported, and which of them
+    /// send its requests.
+    libraries: bool,
+    /// Those that it has imported.
+    present: Libraries,
     /// What `sys.modules` was at the last look.
     imported: Option<modules::Extent>,
     looked: Option<Instant>,
@@ -179,19 +189,22 @@ impl Python {
     /// imported since; `None` if nothing has changed.
     ///
     /// Cheap if nothing was imported. An urgent look does not wait until some
-    /// time has passed since the last one.
+    /// time has passed since the last one. `libraries` asks for which of them
+    /// the process has imported.
     pub fn prepare(
         &mut self,
         process: &Process,
         interpreter: &Interpreter,
         now: Instant,
         urgent: bool,
+        libraries: bool,
     ) -> Option<Preparation> {
         let pid = process.pid();
         let state = match self.processes.entry(pid) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => place.insert(State::new(pid, interpreter)?),
         };
+        state.libraries = libraries;
         let (modules, extent) = state.look(now, urgent)?;
         self.stats.looks.one();
         let first = state.group == 0;
@@ -240,6 +253,8 @@ impl Python {
             context_variable: parent.context_variable,
             servers: parent.servers,
             server: parent.server.clone(),
+            libraries: parent.libraries,
+            present: parent.present,
             imported: parent.imported,
             looked: None,
             again: None,
@@ -325,6 +340,8 @@ impl State {
             context_variable: 0,
             servers: false,
             server: None,
+            libraries: false,
+            present: Libraries::default(),
             imported: None,
             looked: None,
             again: None,
@@ -373,7 +390,8 @@ impl State {
         let mut compiler = Compiler::new(objects, modules);
         let mut first_id = 1;
         for (index, framework) in known().enumerate() {
-            let is_server = index >= FRAMEWORKS.len();
+            let is_driver = index >= FRAMEWORKS.len() + SERVERS.len();
+            let is_server = index >= FRAMEWORKS.len() && !is_driver;
             let id = first_id;
             first_id += framework
                 .rows
@@ -413,7 +431,9 @@ impl State {
             if outcome.compiled == 0 && settled && !self.told.contains(&framework.module) {
                 self.told.push(framework.module);
                 let version = version.map_or_else(String::new, |version| format!(" {version}"));
-                let lost = if is_server {
+                let lost = if is_driver {
+                    "its queries are told as they are sent"
+                } else if is_server {
                     "its calls have no parents"
                 } else {
                     "no routes of it"
@@ -426,22 +446,27 @@ impl State {
             }
         }
         preparation.server = modules::server(objects, modules);
+        if self.libraries {
+            preparation.imported = Libraries::imported(|name| modules.contains_key(name));
+        }
         let changed = compiled != self.compiled
             || preparation.server != self.server
             || context_variable != self.context_variable
             || servers != self.servers
+            || preparation.imported != self.present
             || !preparation.messages.is_empty();
         self.compiled = compiled;
         self.server.clone_from(&preparation.server);
         self.context_variable = context_variable;
         self.servers = servers;
+        self.present = preparation.imported;
         changed
     }
 }
 
-/// The rows of frameworks, then those of servers.
+/// The rows of frameworks, then those of servers and of drivers.
 fn known() -> impl Iterator<Item = &'static Framework> {
-    FRAMEWORKS.iter().chain(SERVERS)
+    FRAMEWORKS.iter().chain(SERVERS).chain(DRIVERS)
 }
 
 fn key(group: u32, code: u64) -> CodeKey {
@@ -547,7 +572,7 @@ input()
         let mut python = Python::new();
         let now = Instant::now();
         let first = python
-            .prepare(&process, &interpreter, now, true)
+            .prepare(&process, &interpreter, now, true, false)
             .expect("something to do");
         assert!(first.reset && !first.raised);
         assert_ne!(first.context_variable, 0);
@@ -564,12 +589,16 @@ input()
         let attribute = op::ATTRIBUTE;
         assert_eq!(steps, [op::CELL, attribute, attribute, attribute, op::END]);
         assert_eq!(recipes.recipes[4].steps[0].op, op::END);
-        assert!(python.prepare(&process, &interpreter, now, false).is_none());
+        assert!(
+            python
+                .prepare(&process, &interpreter, now, false, false)
+                .is_none()
+        );
 
         python.forked(pid + 1, pid);
         running.go_on();
         let second = python
-            .prepare(&process, &interpreter, now + PAUSE, false)
+            .prepare(&process, &interpreter, now + PAUSE, false, true)
             .expect("something new");
         assert_ne!(second.group, first.group);
         assert!(second.raised);

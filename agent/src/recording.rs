@@ -26,6 +26,7 @@ use zerocopy::IntoBytes;
 
 use crate::attribute::Value;
 use crate::insight::Insight;
+use crate::instrumentations::{Disabled, Libraries};
 use crate::protocol::reader::Reader;
 use crate::protocol::{Endpoint, Role};
 use crate::resource::Resource;
@@ -48,6 +49,7 @@ mod tag {
     pub(super) const PROCESS: u8 = 2;
     pub(super) const OPENING: u8 = 3;
     pub(super) const INSIGHT: u8 = 4;
+    pub(super) const DISABLED: u8 = 5;
 }
 
 /// Why a recording cannot be read.
@@ -65,6 +67,8 @@ pub enum Entry {
     Record(Vec<u8>),
     /// A process that is traced from here on.
     Process(u32, Arc<Resource>),
+    /// Spans that a process does not want from here on.
+    Disabled(u32, Option<Disabled>),
     /// A connection older than the attach.
     Opening(Opening),
     /// What the interpreter told of an exchange.
@@ -106,6 +110,13 @@ fn entry(tag: u8, content: &[u8]) -> Option<Entry> {
             let attributes = json.get("attributes")?.as_array()?;
             let attributes = attributes.iter().map(attribute).collect::<Option<_>>()?;
             Some(Entry::Process(pid, Arc::new(Resource { attributes })))
+        }
+        tag::DISABLED => {
+            let json: Json = serde_json::from_slice(content).ok()?;
+            let names: Vec<String> = serde_json::from_value(json.get("names")?.clone()).ok()?;
+            let imported = libraries(json.get("imported")?)?;
+            let disabled = Disabled::new(&names, imported);
+            Some(Entry::Disabled(number(&json, "pid")?, disabled))
         }
         tag::OPENING => {
             let json = serde_json::from_slice(content).ok()?;
@@ -168,6 +179,17 @@ impl Recorder {
             .collect();
         let json = json!({ "pid": pid, "attributes": attributes });
         self.entry(tag::PROCESS, &[json.to_string().as_bytes()]);
+    }
+
+    /// Writes what a process has turned off.
+    pub fn disabled(&mut self, pid: u32, disabled: Option<&Disabled>) {
+        let imported = disabled.map(Disabled::imported).unwrap_or_default();
+        let json = json!({
+            "pid": pid,
+            "names": disabled.map(Disabled::names).unwrap_or_default(),
+            "imported": imported.modules().collect::<Vec<_>>(),
+        });
+        self.entry(tag::DISABLED, &[json.to_string().as_bytes()]);
     }
 
     /// Writes that a connection is older than the attach.
@@ -247,6 +269,14 @@ fn attribute(json: &Json) -> Option<(Cow<'static, str>, Value)> {
         Json::Null | Json::Object(_) => return None,
     };
     Some((key.as_str()?.to_owned().into(), value))
+}
+
+/// Libraries by their modules.
+fn libraries(json: &Json) -> Option<Libraries> {
+    let modules = json.as_array()?;
+    Some(Libraries::imported(|module| {
+        modules.iter().any(|known| known.as_str() == Some(module))
+    }))
 }
 
 fn opening_json(opening: &Opening) -> Json {

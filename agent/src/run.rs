@@ -478,6 +478,7 @@ impl Pipeline {
     fn apply(&mut self, changes: Changes) -> Vec<String> {
         let Changes {
             processes,
+            disabled,
             openings,
             messages,
         } = changes;
@@ -486,6 +487,12 @@ impl Pipeline {
                 recorder.process(pid, &resource);
             }
             self.tracer.process(pid, resource);
+        }
+        for (pid, disabled) in disabled {
+            if let Some(recorder) = &mut self.recorder {
+                recorder.disabled(pid, disabled.as_ref());
+            }
+            self.tracer.disable(pid, disabled);
         }
         for opening in openings {
             if let Some(recorder) = &mut self.recorder {

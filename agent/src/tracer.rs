@@ -12,6 +12,7 @@ use abi::record::Process;
 
 use crate::assemble::{Assembler, Ids, Span, UnixTime};
 use crate::insight::Insight;
+use crate::instrumentations::Disabled;
 use crate::resource::Resource;
 use crate::source::Event;
 use crate::stream::{Opening, Progress, Streams};
@@ -65,6 +66,11 @@ impl Tracer {
     /// A process is traced from now on, with this resource.
     pub fn process(&mut self, pid: u32, resource: Arc<Resource>) {
         self.assembler.process(pid, resource);
+    }
+
+    /// Spans that a process does not want, from now on.
+    pub fn disable(&mut self, pid: u32, disabled: Option<Disabled>) {
+        self.assembler.disable(pid, disabled);
     }
 
     /// A connection that is older than the attach.

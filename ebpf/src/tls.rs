@@ -34,6 +34,11 @@ const MAX_RECORD: u16 = (1 << 14) + 2048;
 /// Handshake messages that begin with their sender's random bytes.
 const CLIENT_HELLO: u8 = 1;
 const SERVER_HELLO: u8 = 2;
+/// What a client of PostgreSQL sends to ask for TLS (protocol 3.0, SSLRequest),
+/// as one number; the server's answer is one byte.
+const SSL_REQUEST: u64 = u64::from_ne_bytes([0, 0, 0, 8, 4, 210, 22, 47]);
+/// Its bytes.
+const SSL_REQUEST_BYTES: u64 = 8;
 /// Calls after which a connection older than the attach is believed to carry
 /// no TLS.
 const OLD_CALLS: u32 = 64;
@@ -117,12 +122,29 @@ fn carries(pid: u32, thread: &Thread, connection: &mut Connection, fd: i32) -> b
 /// than the attach may be in the middle of one.
 #[inline(always)]
 fn decide(connection: &mut Connection, first: FirstBytes) {
+    if negotiates(connection, first) {
+        return;
+    }
     let old = connection.id & SEEDED != 0;
     if looks_sealed(first) {
         connection.tls = tls::SEALED;
     } else if !old || connection.calls > OLD_CALLS {
         connection.tls = tls::PLAIN;
     }
+}
+
+/// Whether a connection begins with the question for TLS, or the bytes are the
+/// answer to it: what follows may be records.
+#[inline(always)]
+fn negotiates(connection: &Connection, first: FirstBytes) -> bool {
+    if connection.received != 0 {
+        return false;
+    }
+    if connection.sent == 0 && first.len == SSL_REQUEST_BYTES {
+        return user::read::<u64>(first.address, 0) == Some(SSL_REQUEST);
+    }
+    // Nothing else is undecided after so many bytes.
+    connection.sent == SSL_REQUEST_BYTES && first.len == 1
 }
 
 #[inline(always)]

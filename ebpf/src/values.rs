@@ -16,8 +16,8 @@ use crate::stacks::{self, Chain};
 use crate::user::{self, User};
 use crate::{processes, servers};
 
-/// Bytes of a text that are copied.
-const TEXT_BYTES: u32 = 256;
+/// Bytes of a text that are copied: most statements are shorter.
+const TEXT_BYTES: u32 = 1024;
 /// The same of an exception's argument. Powers of two, for masks.
 const ARGUMENT_BYTES: u32 = 512;
 /// Arguments of an exception that are copied.

@@ -7,10 +7,12 @@ script that there is not.
 """
 
 import os
+import ssl
 from contextlib import asynccontextmanager
 
 import asyncpg
 import psycopg
+import psycopg2
 import psycopg_pool
 import redis.asyncio
 from fastapi import FastAPI
@@ -94,6 +96,28 @@ async def over_redis(id: str, n: int = 1):
             await pools["redis"].evalsha(f"{id}_{call}".replace("-", "_"), 1, "secret")
         except ResponseError as error:
             assert "NOSCRIPT" in str(error) or "No matching script" in str(error), error
+    return {}
+
+
+@app.get("/tls")
+async def over_tls(id: str, n: int = 1):
+    """Drivers that bring an OpenSSL of their own, and Python's."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    where = dict(host=HOST, port=int(PORT), user="me", database="shop")
+    first, second, third = columns(id, 3)
+    connection = await asyncpg.connect(**where, ssl=context)
+    await connection.fetch(f"select $1::text as {first}", "secret")
+    await connection.close()
+    conninfo = f"host={HOST} port={PORT} user=me dbname=shop sslmode=require"
+    async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection:
+        await (await connection.execute(f"select %s as {second}", ("secret",))).fetchall()
+    connection = psycopg2.connect(conninfo)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f"select %s as {third}", ("secret",))
+    connection.close()
     return {}
 
 

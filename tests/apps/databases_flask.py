@@ -32,6 +32,7 @@ settings.configure(
 )
 django.setup()
 
+from django.db import connection as django_connection  # noqa: E402
 from django.db import models  # noqa: E402
 
 
@@ -104,6 +105,20 @@ def over_redis():
             client.evalsha(query.replace("-", "_"), 1, "secret")
         except ResponseError as error:
             assert "NOSCRIPT" in str(error) or "No matching script" in str(error), error
+    return {}
+
+
+@app.get("/statements")
+def statements():
+    """The same through everything that has a statement with places."""
+    with psycopg.connect(WHERE, autocommit=True) as connection:
+        connection.execute("select name from items where id = %s and name <> %s", (1, "secret")).fetchall()
+    with engine.connect() as connection:
+        connection.execute(text("select name from items where id = :id and name <> :name"), {"id": 1, "name": "secret"})
+    list(Item.objects.filter(id__in=[1, 2]).exclude(name="secret"))
+    many = " or ".join(["name = %s"] * 150)
+    with django_connection.cursor() as cursor:
+        cursor.execute(f"select id from items where {many}", ["secret"] * 150)
     return {}
 
 

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::app::free_port;
 use crate::process::{Group, PATIENCE, wait_for};
+use crate::tls::Files;
 
 /// Where Debian keeps the server of each major version.
 const BINARIES: &str = "/usr/lib/postgresql";
@@ -30,6 +31,15 @@ impl Database {
     /// PostgreSQL, with a database `shop` of the user `me`, in which there are
     /// `items`.
     pub fn postgres() -> Result<Self> {
+        Self::start_postgres(false)
+    }
+
+    /// The same, for clients that want TLS.
+    pub fn postgres_with_tls() -> Result<Self> {
+        Self::start_postgres(true)
+    }
+
+    fn start_postgres(tls: bool) -> Result<Self> {
         let binaries = binaries()?;
         let folder = open_folder()?;
         let data = folder.path().join("data");
@@ -44,6 +54,17 @@ impl Database {
                 "-D",
             ])
             .arg(&data))?;
+        let mut settings = Vec::new();
+        if tls {
+            let Files { certificate, key } = Files::write(folder.path())?;
+            run(Command::new("chown").arg(USER).args([&certificate, &key]))?;
+            run(Command::new("chmod").arg("600").arg(&key))?;
+            settings = vec![
+                "ssl=on".to_owned(),
+                format!("ssl_cert_file={}", certificate.display()),
+                format!("ssl_key_file={}", key.display()),
+            ];
+        }
         let address = free_port(Ipv4Addr::LOCALHOST.into())?;
         let mut command = unprivileged(binaries.join("postgres"));
         command.arg("-D").arg(&data);
@@ -54,6 +75,9 @@ impl Database {
             "max_connections=200",
             &format!("unix_socket_directories={}", folder.path().display()),
         ] {
+            command.args(["-c", setting]);
+        }
+        for setting in &settings {
             command.args(["-c", setting]);
         }
         let database = Self {

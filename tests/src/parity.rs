@@ -151,7 +151,7 @@ fn fits(pattern: &str, text: &str) -> bool {
 }
 
 /// What differs. Server spans are paired by `user_agent.original`, which is
-/// the name of the request; client spans by their URL.
+/// the name of the request; client spans by their URL, or by their statement.
 pub fn differences(case: &str, theirs: &Side, ours: &Side) -> Vec<Difference> {
     let mut found = Vec::new();
     for (kind, name) in [(Kind::Server, "server"), (Kind::Client, "client")] {
@@ -235,10 +235,13 @@ impl Side {
         for span in self.spans.iter().filter(|span| span.kind == kind) {
             let request = match kind {
                 Kind::Server => span.text("user_agent.original").to_owned(),
-                _ => {
-                    let method = span.text("http.request.method");
-                    format!("{method} {}", self.text(span.text("url.full")))
-                }
+                _ => match span.text("db.system.name") {
+                    "" => {
+                        let method = span.text("http.request.method");
+                        format!("{method} {}", self.text(span.text("url.full")))
+                    }
+                    system => format!("{system} {}", query(span)),
+                },
             };
             // The first answer, which told that the service is up.
             if !request.is_empty() {
@@ -313,6 +316,33 @@ impl Side {
         };
         self.ports.iter().fold(text.to_owned(), replace)
     }
+}
+
+/// A query's text as a word, whatever stands in the places of its values; its
+/// name where it has no text.
+fn query(span: &Span) -> String {
+    let text = match span.text("db.query.text") {
+        "" => span.name.as_str(),
+        text => text,
+    };
+    let mut word = String::new();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let place = match first {
+            '%' if rest.starts_with("%s") => Some(2),
+            '%' if rest.starts_with("%(") => rest.find(")s").map(|end| end + 2),
+            '$' => Some(1 + rest[1..].bytes().take_while(u8::is_ascii_digit).count()),
+            _ => None,
+        };
+        word.push(match place {
+            Some(_) => '?',
+            None if first.is_whitespace() => '_',
+            None => first,
+        });
+        rest = &rest[place.unwrap_or(first.len_utf8())..];
+    }
+    // A rule is read by people, and a statement's beginning tells it apart.
+    word.chars().take(60).collect()
 }
 
 impl fmt::Display for How {

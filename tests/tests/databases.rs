@@ -30,7 +30,10 @@ struct Scene {
 
 impl Scene {
     fn start(service: Service) -> Self {
-        let postgres = Database::postgres().expect("PostgreSQL");
+        Self::with(Database::postgres().expect("PostgreSQL"), service)
+    }
+
+    fn with(postgres: Database, service: Service) -> Self {
         let redis = Database::redis().expect("Redis");
         let app = service
             .python(python())
@@ -171,6 +174,36 @@ fn queries_of_threads_are_under_their_requests() {
     );
 }
 
+#[test]
+fn queries_within_tls_are_told_as_others_are() {
+    let postgres = Database::postgres_with_tls().expect("PostgreSQL");
+    let scene = Scene::with(postgres, Service::uvicorn("databases_app"));
+    // What the drivers load at their first connection is found within seconds.
+    scene.get("/tls?id=load-0");
+    let agent = scene.attach();
+    scene.get("/tls?id=load-1");
+    let spans = spans_under(&agent, "/tls", 3);
+    let server = only(&spans, Kind::Server, "/tls");
+    let mut texts: Vec<&str> = children(&spans, server)
+        .iter()
+        .filter(|span| mark(span).is_some())
+        .map(|span| span.text("db.query.text"))
+        .collect();
+    texts.sort_unstable();
+    assert_eq!(
+        texts,
+        [
+            "select $1::text as \"load-1_0\"",
+            "select %s as \"load-1_1\"",
+            "select ? as \"load-1_2\"",
+        ]
+    );
+    for span in children(&spans, server) {
+        assert_eq!(span.text("db.namespace"), "shop", "{span:#?}");
+    }
+    assert!(!format!("{spans:?}").contains("secret"));
+}
+
 /// Names of the children in the order of their begin.
 fn names(spans: &[Span], server: &Span) -> Vec<String> {
     let mut found = children(spans, server);
@@ -249,6 +282,91 @@ fn tells_what_asynchronous_drivers_did() {
         "code.file.path": file.canonicalize().expect("the application"),
         "code.line.number": line("pipeline.set("),
     }));
+}
+
+#[test]
+fn tells_statements_as_the_application_wrote_them() {
+    let scene = Scene::start(Service::gunicorn("databases_flask"));
+    let agent = scene.attach();
+    scene.get("/statements");
+    spans_under(&agent, "/statements", 4);
+    let ended = agent.stop().expect("the agent ends");
+    let server = only(&ended.spans, Kind::Server, "/statements");
+    let mut found = children(&ended.spans, server);
+    found.retain(|span| span.text("db.query.text").contains("items"));
+    found.sort_by_key(|span| span.start);
+    let texts: Vec<&str> = found
+        .iter()
+        .map(|span| span.text("db.query.text"))
+        .collect();
+    let long = format!(
+        "select id from items where {}",
+        ["name = %s"; 150].join(" or ")
+    );
+    assert!(long.len() > 1024);
+    assert_eq!(
+        texts,
+        [
+            "select name from items where id = %s and name <> %s",
+            "select name from items where id = %(id)s and name <> %(name)s",
+            "SELECT \"items\".\"id\", \"items\".\"name\" FROM \"items\" \
+             WHERE (\"items\".\"id\" IN (%s, %s) AND NOT (\"items\".\"name\" = %s))",
+            &long,
+        ]
+    );
+    assert!(!format!("{:?}", ended.spans).contains("secret"));
+}
+
+/// The spans of two requests to a process that has turned these off.
+fn spans_without(disabled: &str) -> Vec<Span> {
+    let service = Service::gunicorn("databases_flask");
+    let scene = Scene::start(service.env("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", disabled));
+    let agent = scene.attach();
+    scene.get("/statements");
+    scene.get("/details");
+    let ended = agent.stop().expect("the agent ends");
+    assert!(ended.counters.get("spans.disabled") > 0, "{disabled}");
+    ended.spans
+}
+
+/// Of which systems they are, and whether they have parents.
+fn kinds(spans: &[Span]) -> BTreeSet<String> {
+    let kind = |span: &Span| {
+        let system = match span.kind {
+            Kind::Server => "served",
+            _ => span.text("db.system.name"),
+        };
+        let root = if span.parent.is_none() {
+            ", a root"
+        } else {
+            ""
+        };
+        format!("{system}{root}")
+    };
+    spans.iter().map(kind).collect()
+}
+
+#[test]
+fn spans_are_left_out_that_the_process_has_turned_off() {
+    let check = |disabled: &str, expected: &[&str]| {
+        let found = kinds(&spans_without(disabled));
+        assert!(found.iter().eq(expected), "{disabled}: {found:?}");
+    };
+    check("psycopg2,psycopg,sqlalchemy", &["redis", "served, a root"]);
+    // Calls know of no server span then, and begin traces.
+    check("flask, django,redis,kafka", &["postgresql, a root"]);
+}
+
+#[test]
+fn frames_tell_which_driver_was_turned_off() {
+    // What SQLAlchemy sent stays, as it would tell of it.
+    let spans = spans_without("psycopg2,psycopg");
+    let sent = |text: &str| {
+        let sent = |span: &&Span| span.text("db.query.text").contains(text);
+        spans.iter().filter(sent).count()
+    };
+    assert_eq!(sent("where id = %(id)s and name <> %(name)s"), 1);
+    assert_eq!(sent("items"), 1);
 }
 
 #[test]

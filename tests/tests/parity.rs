@@ -13,6 +13,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use otel_ebpf_tests::agent::Agent;
 use otel_ebpf_tests::app::{App, Service};
+use otel_ebpf_tests::databases::Database;
 use otel_ebpf_tests::frameworks::{Caller, Case, Request, get, named, send};
 use otel_ebpf_tests::parity::{Difference, Rule, Side, differences, rules};
 use otel_ebpf_tests::process::{PATIENCE, Signal, path_from};
@@ -51,11 +52,15 @@ const FASTAPI_APP: &[Request] = &[
     get("/downstream?id=aiohttp&client=aiohttp", 200),
     get("/threadpool?id=requests&client=requests", 200),
 ];
+/// What the clients of databases are asked for.
+const QUERIES: &[Request] = &[get("/statements", 200), get("/details", 200)];
+/// The framework of the cases that need databases.
+const DATABASES: &str = "databases";
 /// What the first request of each run carries (W3C Trace Context).
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 /// Settings of the in-process instrumentation: stable conventions, spans only.
 const SETTINGS: &[(&str, &str)] = &[
-    ("OTEL_SEMCONV_STABILITY_OPT_IN", "http"),
+    ("OTEL_SEMCONV_STABILITY_OPT_IN", "http,database"),
     ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
     ("OTEL_TRACES_EXPORTER", "otlp"),
     ("OTEL_METRICS_EXPORTER", "none"),
@@ -88,6 +93,23 @@ fn cases() -> Result<Vec<Case>> {
     for name in INSTRUMENTED {
         cases.push(named(name)?);
     }
+    for (name, service, requests) in [
+        (
+            "databases_flask",
+            Service::gunicorn("databases_flask"),
+            QUERIES,
+        ),
+        (
+            "databases_app",
+            Service::uvicorn("databases_app"),
+            &QUERIES[1..],
+        ),
+    ] {
+        cases.push(Case {
+            framework: DATABASES,
+            ..existing(name, service, requests)
+        });
+    }
     if let Ok(wanted) = std::env::var("OTEL_EBPF_PARITY") {
         cases.retain(|case| case.name.contains(&wanted));
     }
@@ -104,17 +126,52 @@ fn existing(name: &'static str, service: Service, requests: &[Request]) -> Case 
     }
 }
 
+/// What a case needs beside its application.
+struct Scene {
+    downstream: App,
+    databases: Vec<(Database, &'static str, &'static str)>,
+}
+
+impl Scene {
+    fn start(case: &Case) -> Result<Self> {
+        let mut databases = Vec::new();
+        if case.framework == DATABASES {
+            databases.push((Database::postgres()?, "APP_POSTGRES", "POSTGRES"));
+            databases.push((Database::redis()?, "APP_REDIS", "REDIS"));
+        }
+        Ok(Self {
+            downstream: Service::uvicorn("downstream").start()?,
+            databases,
+        })
+    }
+
+    fn service(&self, case: &Case, python: &Path) -> Service {
+        let service = case.service.clone().python(python);
+        let service = service.downstream(&self.downstream);
+        self.databases
+            .iter()
+            .fold(service, |service, (database, variable, _)| {
+                service.env(variable, database.address.to_string())
+            })
+    }
+
+    fn ports(&self, app: &App) -> Vec<(u16, &'static str)> {
+        let mut ports = vec![(app.port(), "APP"), (self.downstream.port(), "DOWNSTREAM")];
+        for (database, _, name) in &self.databases {
+            ports.push((database.address.port(), name));
+        }
+        ports
+    }
+}
+
 /// A run under `opentelemetry-instrument`.
 fn instrumented(case: &Case) -> Result<Side> {
     let receiver = Receiver::start()?;
-    let downstream = Service::uvicorn("downstream").start()?;
-    let python = python()?;
+    let scene = Scene::start(case)?;
+    let python = python(case)?;
     let endpoint = format!("http://{}", receiver.http);
-    let mut service = case
-        .service
-        .clone()
-        .python(&python)
-        .downstream(&downstream)
+    let mut service = scene
+        .service(case, &python)
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
     for (name, value) in SETTINGS {
         service = service.env(name, *value);
@@ -131,7 +188,7 @@ fn instrumented(case: &Case) -> Result<Side> {
     let launcher: OsString = python.with_file_name("opentelemetry-instrument").into();
     let mut app = service.start_under(&[launcher])?;
     ask(&app, &case.requests)?;
-    let ports = ports(&app, &downstream);
+    let ports = scene.ports(&app);
     let waited = receiver.wait_until(PATIENCE, |received| served(received) >= case.requests.len());
     waited.with_context(|| app.group.log())?;
     // What is left is sent at the end.
@@ -145,20 +202,25 @@ fn instrumented(case: &Case) -> Result<Side> {
 
 /// A run under the agent.
 fn traced(case: &Case) -> Result<Side> {
-    let downstream = Service::uvicorn("downstream").start()?;
-    let service = case.service.clone().python(python()?);
-    let app = service.downstream(&downstream).start()?;
+    let scene = Scene::start(case)?;
+    let app = scene.service(case, &python(case)?).start()?;
     let agent = Agent::attach(&app.pids())?;
     ask(&app, &case.requests)?;
     let ended = agent.stop()?;
     ended.counters.assert_nothing_lost();
     Ok(Side {
         spans: ended.spans,
-        ports: ports(&app, &downstream),
+        ports: scene.ports(&app),
     })
 }
 
-fn python() -> Result<std::path::PathBuf> {
+fn python(case: &Case) -> Result<std::path::PathBuf> {
+    if case.framework == DATABASES {
+        return path_from(
+            "OTEL_EBPF_PARITY_DATABASES_PYTHON",
+            "../target/python/parity-databases/bin/python",
+        );
+    }
     path_from(
         "OTEL_EBPF_PARITY_PYTHON",
         "../target/python/parity/bin/python",
@@ -175,10 +237,6 @@ fn ask(app: &App, requests: &[Request]) -> Result<()> {
         headers
     };
     send(app, requests, headers).with_context(|| app.group.log())
-}
-
-fn ports(app: &App, downstream: &App) -> Vec<(u16, &'static str)> {
-    vec![(app.port(), "APP"), (downstream.port(), "DOWNSTREAM")]
 }
 
 /// How many requests with a user agent were told of so far.

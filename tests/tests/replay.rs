@@ -93,6 +93,7 @@ fn replay(entries: &[Entry], to_the_end: bool) -> Vec<Span> {
                 pids.push(*pid);
                 tracer.process(*pid, Arc::clone(resource));
             }
+            Entry::Disabled(pid, disabled) => tracer.disable(*pid, disabled.clone()),
             Entry::Opening(opening) => tracer.open(opening.clone()),
             Entry::Insight(insight) => tracer.insight((**insight).clone()),
         }

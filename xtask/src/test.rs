@@ -62,8 +62,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let (name, requirements) = parity::REQUIREMENTS;
         anyhow::Ok((frameworks, Venv::ensure(name, requirements)?, servers))
     })?;
-    let databases = stages.time("database clients", || {
-        Venv::ensure("databases", "requirements-databases.txt")
+    let (databases, parity_databases) = stages.time("database clients", || {
+        let databases = Venv::ensure("databases", "requirements-databases.txt")?;
+        let (name, requirements) = parity::DATABASES;
+        anyhow::Ok((databases, Venv::ensure(name, requirements)?))
     })?;
     let agent = stages.time("release agent", agent)?;
 
@@ -109,6 +111,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .env("OTEL_EBPF_PARITY_PYTHON", parity.python())
         .env("OTEL_EBPF_SERVERS_PYTHON", servers.python())
         .env("OTEL_EBPF_DATABASES_PYTHON", databases.python())
+        .env(
+            "OTEL_EBPF_PARITY_DATABASES_PYTHON",
+            parity_databases.python(),
+        )
         .env("OTEL_EBPF_UVLOOP_PYTHON", &python)
         .env("OTEL_EBPF_ROOTS", roots::directory())
         .env("OTEL_EBPF_ATTRIBUTION", attribution::directory())
@@ -174,7 +180,7 @@ pub(crate) fn as_root(command: &mut Command) {
 }
 
 /// Debian's database servers, which the tests start by themselves.
-fn database_servers() -> Result<()> {
+pub(crate) fn database_servers() -> Result<()> {
     let why = "trace their clients";
     let versions = fs::read_dir("/usr/lib/postgresql");
     let found = versions.is_ok_and(|mut versions| {

@@ -3,6 +3,7 @@
 use crate::assemble::{SpanEvent, UnixTime};
 use crate::attribute::{Attributes, Value};
 use crate::insight::{Exception, Insight};
+use crate::instrumentations::Libraries;
 use crate::protocol::{Exchange, Role, Status};
 
 /// What is known so far of an exchange under way.
@@ -29,12 +30,21 @@ impl Findings {
                 if insight.code.is_some() {
                     known.code = insight.code;
                 }
+                known.libraries = insight.libraries.or(known.libraries);
+                if insight.statement.is_some() {
+                    known.statement = insight.statement;
+                }
             }
         }
     }
 
+    /// The libraries whose frames made a call, if that is known.
+    pub(super) fn libraries(&self) -> Option<Libraries> {
+        self.latest.as_ref()?.libraries
+    }
+
     /// Completes an exchange that has ended, at this monotonic time; the events
-    /// of its span.
+    /// of its span, and whether its statement is another than was told.
     ///
     /// An exception counts only where the answer says that something went
     /// wrong: one that the application turned into a proper answer was
@@ -45,13 +55,14 @@ impl Findings {
         role: Role,
         ended: u64,
         clock: &dyn UnixTime,
-    ) -> Vec<SpanEvent> {
-        if let Some(insight) = self.latest {
-            describe(insight, exchange);
-        }
+    ) -> (Vec<SpanEvent>, bool) {
+        let disagreed = match self.latest {
+            Some(insight) => !describe(insight, exchange),
+            None => false,
+        };
         let failed = role == Role::Server && matches!(exchange.status, Status::Error(_));
         let Some((at, exception)) = self.exception.filter(|_| failed) else {
-            return Vec::new();
+            return (Vec::new(), disagreed);
         };
         if let Status::Error(description) = &mut exchange.status
             && description.is_empty()
@@ -59,12 +70,14 @@ impl Findings {
             *description = summary(&exception);
         }
         // A stack is walked when its transfer is over and has its time.
-        vec![event(*exception, clock.unix(at.min(ended)))]
+        let event = event(*exception, clock.unix(at.min(ended)));
+        (vec![event], disagreed)
     }
 }
 
-/// Adds route and code location.
-fn describe(insight: Insight, exchange: &mut Exchange) {
+/// Adds route, code location and statement; false if the statement is of
+/// something else.
+fn describe(insight: Insight, exchange: &mut Exchange) -> bool {
     let Insight {
         subject: _,
         at: _,
@@ -72,6 +85,8 @@ fn describe(insight: Insight, exchange: &mut Exchange) {
         route,
         code,
         serving: _,
+        libraries: _,
+        statement,
         exception: _,
     } = insight;
     if let Some(key) = exchange.route_key {
@@ -91,6 +106,7 @@ fn describe(insight: Insight, exchange: &mut Exchange) {
         put(attributes, "code.file.path", code.path.clone());
         put(attributes, "code.line.number", i64::from(code.line));
     }
+    statement.is_none_or(|statement| exchange.restate(&statement))
 }
 
 fn put(attributes: &mut Attributes, key: &'static str, value: impl Into<Value>) {
@@ -148,6 +164,8 @@ mod tests {
             route: None,
             code: None,
             serving: None,
+            libraries: None,
+            statement: None,
             exception: None,
         }
     }
@@ -192,7 +210,7 @@ mod tests {
             findings.add(insight);
         }
         let mut exchange = exchange(status);
-        let events = findings.complete(&mut exchange, Role::Server, 5, &Ahead);
+        let (events, _) = findings.complete(&mut exchange, Role::Server, 5, &Ahead);
         (exchange, events)
     }
 

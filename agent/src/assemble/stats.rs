@@ -14,6 +14,12 @@ counters! {
         parented => "spans.client.parented",
         /// Spans not made: the caller did not sample the trace.
         not_sampled => "spans.not_sampled",
+        /// Spans not made: the process has turned off what would tell them.
+        disabled => "spans.disabled",
+        /// Queries that are told as they were sent: what the frames say of
+        /// them is another statement, that of the query which the driver began
+        /// a transaction for, say.
+        other_statement => "spans.other_statement",
         /// Exchanges of a process that is not known (any more).
         unknown_process => "spans.dropped.unknown_process",
         /// Exchanges that had not ended when the agent was stopped.
@@ -48,6 +54,9 @@ counters! {
         /// No parent: the owner's bytes hold several requests, or its next
         /// request came before it was answered.
         pipelined => "spans.no_parent.pipelined",
+        /// No parent: the owner's request yields no span, as its process has
+        /// turned that off.
+        under_disabled => "spans.no_parent.disabled",
         /// No parent: the owner's request is forgotten.
         forgotten => "spans.no_parent.forgotten",
         /// No parent: the owner's request was not read to the end of its

@@ -49,7 +49,11 @@ impl Discovery {
         let Some(interpreter) = tracee.interpreter.clone() else {
             return;
         };
-        let Some(preparation) = self.python.prepare(process, &interpreter, now, urgent) else {
+        let libraries = !tracee.settings.disabled_instrumentations.is_empty();
+        let preparation = self
+            .python
+            .prepare(process, &interpreter, now, urgent, libraries);
+        let Some(preparation) = preparation else {
             return;
         };
         let Preparation {
@@ -62,6 +66,7 @@ impl Discovery {
             remove,
             messages,
             server,
+            imported,
         } = preparation;
         for (key, recipes) in &install {
             if let Err(error) = probes.set_recipes(*key, recipes) {
@@ -73,8 +78,9 @@ impl Discovery {
         tracee.target.group = group;
         tracee.target.context_variable = context_variable;
         tracee.target.flags = tracee.target.flags & !WALKS | flags;
-        let described = tracee.server != server;
+        let described = tracee.server != server || tracee.imported != imported;
         tracee.server = server;
+        tracee.imported = imported;
         tell(pid, &tracee.target, probes);
         for key in remove {
             probes.remove_recipes(key);

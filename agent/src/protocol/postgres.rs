@@ -1026,6 +1026,73 @@ mod tests {
     }
 
     #[test]
+    fn a_transaction_that_failed_goes_on_failing() {
+        let mut events = opened();
+        events.extend([
+            req(&[query("BEGIN")]),
+            res(&[complete("BEGIN"), ready()]),
+            req(&[query("select 1/0 from a")]),
+            res(&[error("22012"), ready()]),
+            req(&[query("select * from b")]),
+            res(&[error("25P02"), ready()]),
+            req(&[query("ROLLBACK")]),
+            res(&[message(b'N', b"SNOTICE\0C00000\0\0"), complete("ROLLBACK")]),
+            res(&[message(b'S', b"a\0b\0"), ready()]),
+            req(&[query("copy a from stdin")]),
+            res(&[message(b'G', b"\0\0\0")]),
+            req(&[message(b'd', b"Z\0\0\0\x05I"), message(b'f', b"no\0")]),
+            res(&[error("57014"), ready()]),
+        ]);
+        check(
+            &events,
+            "begin 0; end 0 BEGIN; begin 1; end 1 select a, failed 22012; \
+             begin 2; end 2 select b, failed 25P02; begin 3; end 3 ROLLBACK; \
+             begin 4; end 4 copy a, failed 57014",
+        );
+    }
+
+    #[test]
+    fn data_that_looks_like_messages_is_counted_through() {
+        let mut events = opened();
+        let data = [query("select secret"), sync(), ready(), error("42P01")].concat();
+        let mut bound = b"\0\0\0\x01\0\x01\0\x01".to_vec();
+        bound.extend(u32::try_from(data.len()).expect("short").to_be_bytes());
+        bound.extend(&data);
+        let mut row = b"\0\x01".to_vec();
+        row.extend(u32::try_from(data.len()).expect("short").to_be_bytes());
+        row.extend(&data);
+        events.extend([
+            req(&[
+                parse("", "select * from a where b = $1"),
+                message(b'B', &bound),
+                execute(),
+                sync(),
+            ]),
+            res(&[
+                message(b'1', b""),
+                message(b'2', b""),
+                message(b'D', &row),
+                message(b'D', &row),
+                complete("SELECT 2"),
+                ready(),
+            ]),
+        ]);
+        check(&events, "begin 0; end 0 select a, rows 2");
+    }
+
+    #[test]
+    fn a_stream_of_replication_is_no_query() {
+        check(
+            &[req(&[startup("user\0me\0replication\0database\0")])],
+            "mute Upgraded",
+        );
+        let mut events = opened();
+        events.push(req(&[query("START_REPLICATION SLOT a LOGICAL 0/0")]));
+        events.push(res(&[message(b'W', b"\0\0\0")]));
+        check(&events, "begin 0; abandon 0 Upgraded; mute Upgraded");
+    }
+
+    #[test]
     fn follows_the_negotiation_of_encryption() {
         let ssl = vec![0, 0, 0, 8, 4, 210, 22, 47];
         let mut events = vec![req(std::slice::from_ref(&ssl)), res(&[b"N".to_vec()])];

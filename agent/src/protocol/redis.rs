@@ -607,6 +607,24 @@ mod tests {
     }
 
     #[test]
+    fn a_transaction_that_is_refused_or_given_up_is_told() {
+        check(
+            &[
+                req("MULTI; NOSUCH; GET a; EXEC"),
+                res("+OK\r\n-ERR unknown\r\n+QUEUED\r\n-EXECABORT discarded\r\n"),
+                req("MULTI"),
+                res("+OK\r\n"),
+                req("GET a"),
+                res("+QUEUED\r\n"),
+                req("DISCARD"),
+                res("+OK\r\n"),
+            ],
+            "begin 0; end 0 MULTI, x2, failed ERR; begin 1; end 1 MULTI; \
+             begin 2; end 2 GET; begin 3; end 3 DISCARD",
+        );
+    }
+
+    #[test]
     fn what_another_request_sends_is_another_exchange() {
         check(
             &[

@@ -8,6 +8,7 @@
 
 mod lexer;
 mod summary;
+pub mod template;
 
 use std::borrow::Cow;
 

@@ -54,6 +54,8 @@ pub(super) enum Role {
     /// An object that knows what the application handles by the exception's
     /// type.
     Catchers(Catchers),
+    /// A statement before its parameters are put into it.
+    Statement,
     /// Something without which the frame of a server tells nothing.
     Condition(Condition),
     /// The connection that a server's frame serves, if so many conditions
@@ -218,7 +220,8 @@ impl Want {
             | Role::SlashlessRoute
             | Role::ViewName
             | Role::Path
-            | Role::Method => value::TEXT,
+            | Role::Method
+            | Role::Statement => value::TEXT,
             Role::Leaf
             | Role::LeafContext
             | Role::Root
@@ -245,6 +248,10 @@ const fn at(moment: u8, role: Role, start: Start, path: &'static [Go]) -> Want {
 
 const fn answering(role: Role, start: Start, path: &'static [Go]) -> Want {
     at(moment::RESPONSE, role, start, path)
+}
+
+pub(super) const fn sending(role: Role, start: Start, path: &'static [Go]) -> Want {
+    at(moment::REQUEST, role, start, path)
 }
 
 const fn resetting(role: Role, start: Start, path: &'static [Go]) -> Want {

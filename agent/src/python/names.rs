@@ -13,6 +13,7 @@ use pyframes::{Memory, line};
 
 use super::objects::Objects;
 use crate::insight::CodeLocation;
+use crate::instrumentations::Libraries;
 
 /// Most code objects that are remembered.
 const MAX_CODES: usize = 16_384;
@@ -122,6 +123,28 @@ impl Names {
             }));
         }
         None
+    }
+
+    /// The libraries that frames belong to, up to the event loop.
+    pub(super) fn libraries<M: Memory>(
+        &mut self,
+        objects: Objects<'_, M>,
+        frames: impl Iterator<Item = abi::record::Frame>,
+    ) -> Libraries {
+        let mut found = Libraries::default();
+        for frame in frames {
+            let Some((_, known)) = self.code(objects, frame.code) else {
+                continue;
+            };
+            let location = &known.location;
+            if LOOPS.iter().any(|file| location.path.ends_with(file)) {
+                break;
+            }
+            if !known.application {
+                found = found.or(Libraries::having(&location.function));
+            }
+        }
+        found
     }
 
     /// A function, by the module that it was defined in.

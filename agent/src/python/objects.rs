@@ -75,6 +75,16 @@ impl<M: Memory> Objects<'_, M> {
         Ok(text.text.to_owned())
     }
 
+    /// A `str` of at most so many bytes.
+    pub(super) fn long_text(&self, object: u64, most: usize) -> Result<String, Error> {
+        let mut buffer = vec![0; most];
+        let text = text::read_str(self.memory, self.layout, object, &mut buffer)?;
+        if text.truncated {
+            return Err(Error::TooLong);
+        }
+        Ok(text.text.to_owned())
+    }
+
     /// The `str` in the field at `offset`.
     pub(super) fn name_in(&self, object: u64, offset: u32) -> Result<String, Error> {
         self.name(self.field(object, offset)?)

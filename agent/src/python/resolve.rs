@@ -16,6 +16,8 @@ use super::{PythonStats, StackEvent, State};
 use crate::insight::{Insight, Subject};
 use crate::stream::Evidence;
 
+/// Longest statement that is read, bytes.
+const MAX_STATEMENT: usize = 16 * 1024;
 /// Most handlers of exceptions that are looked through.
 const MAX_HANDLERS: usize = 4096;
 
@@ -47,9 +49,15 @@ pub(super) fn insight(
         layout: &state.layout,
     };
     if stack.moment == moment::REQUEST {
-        let code = state.names.caller(objects, values::frames(event.frames));
-        let serving = serving(&values::items(event.values), wants);
-        if code.is_none() && serving.is_none() {
+        let frames = || values::frames(event.frames);
+        let items = values::items(event.values);
+        let code = state.names.caller(objects, frames());
+        let serving = serving(&items, wants);
+        let libraries = state
+            .libraries
+            .then(|| state.names.libraries(objects, frames()));
+        let statement = statement(objects, &items, wants);
+        if code.is_none() && serving.is_none() && libraries.is_none() && statement.is_none() {
             return None;
         }
         return Some(Insight {
@@ -59,6 +67,8 @@ pub(super) fn insight(
             route: None,
             code,
             serving,
+            libraries,
+            statement,
             exception: None,
         });
     }
@@ -156,8 +166,36 @@ pub(super) fn insight(
         route,
         code,
         serving: None,
+        libraries: None,
+        statement: None,
         exception,
     })
+}
+
+/// The statement that the innermost driver's frame holds.
+fn statement<M: Memory>(
+    objects: Objects<'_, M>,
+    items: &[Item<'_>],
+    wants: &[(usize, &'static Want)],
+) -> Option<Arc<str>> {
+    let is_statement = |item: &&Item<'_>| {
+        let idx = (item.value.recipe as usize).checked_sub(1);
+        let want = idx.and_then(|idx| wants.get(idx));
+        want.is_some_and(|(_, want)| want.role == Role::Statement)
+    };
+    let item = items
+        .iter()
+        .filter(is_statement)
+        .min_by_key(|item| item.value.frame)?;
+    let text = item.text()?;
+    if text.is_whole() {
+        return Some(text.as_str().into());
+    }
+    // The rest of a long one is read where it was. Should there be something
+    // else by now, it does not begin like this; and whatever it is counts only
+    // if it is the same statement as was sent.
+    let whole = objects.long_text(item.object()?, MAX_STATEMENT).ok()?;
+    whole.starts_with(text.as_str()).then(|| whole.into())
 }
 
 /// What the connection that the innermost server's frame serves has received

@@ -26,6 +26,8 @@ pub(super) fn write(insight: &Insight) -> Json {
         route,
         code,
         serving,
+        libraries,
+        statement,
         exception,
     } = insight;
     let subject = match subject {
@@ -41,6 +43,8 @@ pub(super) fn write(insight: &Insight) -> Json {
         "framework": framework,
         "route": route.as_deref(),
         "serving": serving.map(|owner| json!([owner.conn, owner.offset])),
+        "libraries": libraries.map(|found| found.modules().collect::<Vec<_>>()),
+        "statement": statement.as_deref(),
         "code": code.as_ref().map(|code| json!([code.function, code.path, code.line])),
         "exception": exception.as_ref().map(|exception| {
             json!([exception.type_name, exception.message, exception.stacktrace])
@@ -64,6 +68,8 @@ pub(super) fn read(json: &Json) -> Option<Insight> {
         },
         // Recordings of earlier releases have none.
         serving: json.get("serving").and_then(owner),
+        libraries: json.get("libraries").and_then(super::libraries),
+        statement: json.get("statement").and_then(Json::as_str).map(Arc::from),
         exception: match json.get("exception")? {
             Json::Null => None,
             exception => Some(Box::new(Exception {
@@ -105,6 +111,7 @@ fn text(json: &Json, idx: usize) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instrumentations::Libraries;
 
     #[test]
     fn reads_what_it_wrote() {
@@ -129,6 +136,8 @@ mod tests {
                 conn: 3,
                 offset: u64::MAX,
             }),
+            libraries: Some(Libraries::having("redis.client.Redis.get")),
+            statement: Some("select %s".into()),
             exception: Some(Box::new(Exception {
                 type_name: "a.B".to_owned(),
                 message: None,
@@ -142,6 +151,8 @@ mod tests {
             route: None,
             code: None,
             serving: None,
+            libraries: None,
+            statement: None,
             exception: None,
         };
         for insight in [
