@@ -197,21 +197,7 @@ mod attribution {
                 .load_as("/downstream?client=httpx", Manner::Impatient, none)
                 .load_as("/downstream?client=aiohttp", Manner::Pipelined, none)
         });
-        let mut models: Vec<_> = models.collect();
-        // uvloop calls every connection of a server in one context, and a
-        // server with a task for each connection makes no other.
-        let hypercorn = Service::hypercorn("fastapi_app").arguments(&["--worker-class", "uvloop"]);
-        models.push(
-            Model::new("hypercorn uvloop, TLS", hypercorn.tls())
-                .on(&Interpreter::frameworks())
-                .calls_tls()
-                .load_as(
-                    "/gather?client=httpx",
-                    Manner::Whole,
-                    Expected::Refused("spans.no_parent.unowned_context"),
-                ),
-        );
-        run("tls_on_event_loops", models);
+        run("tls_on_event_loops", models.collect());
     }
 
     /// The agent comes in the middle of sessions.

@@ -63,6 +63,51 @@ mod attribution {
         run("hypercorn", models);
     }
 
+    /// uvloop calls every connection of a server in one context: the frames of
+    /// the server lead to the connection below the session.
+    #[test]
+    fn servers_with_tls() {
+        let aiohttp = |event_loop: &str| {
+            let words = ["-m", "servers.aiohttp_app", "{port}", event_loop];
+            Service::command("aiohttp_app", &words).tls()
+        };
+        let hypercorn = Service::hypercorn("servers.asgi_app").tls();
+        let uvloop = hypercorn.clone().arguments(&["--worker-class", "uvloop"]);
+        let placed = [
+            ("aiohttp.web asyncio, TLS", aiohttp("asyncio")),
+            ("aiohttp.web uvloop, TLS", aiohttp("uvloop")),
+            ("hypercorn uvloop, TLS", uvloop),
+        ];
+        let placed = placed.map(|(name, service)| {
+            model(name, service)
+                .calls_tls()
+                .loads(&["/gather?client=httpx", "/tasks?client=aiohttp"])
+                .load_as("/gather?client=aiohttp", Manner::Close, Expected::Exact)
+                .load_as(
+                    "/downstream?client=aiohttp",
+                    Manner::Pieces,
+                    Expected::Exact,
+                )
+                .load_as(
+                    "/gather?client=aiohttp",
+                    Manner::Pipelined,
+                    Expected::NoneMisplaced,
+                )
+        });
+        let mut models = Vec::from(placed);
+        // asyncio's own transport is too far away.
+        models.push(
+            model("hypercorn asyncio, TLS", hypercorn)
+                .calls_tls()
+                .load_as(
+                    "/gather?client=httpx",
+                    Manner::Whole,
+                    Expected::Refused("spans.no_parent.unowned_context"),
+                ),
+        );
+        run("servers_with_tls", models);
+    }
+
     /// Its own client has 64 calls at a time. Others wait, and begin in the
     /// context of a call that has ended.
     #[test]
