@@ -386,7 +386,7 @@ impl Discovery {
         if self.tracees.remove(&pid).is_some() {
             self.stats.ended.one();
             probes.remove_target(pid);
-            probes.unhook(pid);
+            probes.abandon(pid);
             self.forget_frameworks(pid, probes);
         }
     }

@@ -5,6 +5,8 @@
 
 use std::num::NonZeroU32;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use abi::counter::Counter;
@@ -13,7 +15,7 @@ use abi::map::{
     SqlitePlace, Target, recipes_flag,
 };
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, ProgramArray};
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope};
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeLink, UProbeLinkId, UProbeScope};
 use aya::programs::{Program, ProgramError, ProgramFd, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
@@ -94,6 +96,17 @@ const BIRTHS: [(Holder, &str, &str); 8] = [
     (Holder::R15, "copied_in_r15", "created_in_r15"),
 ];
 
+/// Tables that evict the least used, which costs a parent, a join or what a
+/// TLS session transfers, and never gives a wrong parent.
+const EVICTING: [&str; 6] = [
+    "MUTED",
+    "CONTEXTS",
+    "GREENLETS",
+    "WORK",
+    "SESSIONS",
+    "RECORDS",
+];
+
 /// Threads that detach probes.
 const DETACHERS: usize = 16;
 
@@ -139,6 +152,8 @@ pub struct ProbeSettings {
     pub ring_bytes: u32,
     /// Whether the kernel side may log through aya-log.
     pub kernel_log: bool,
+    /// Room in the tables that evict, if it is not as they have it.
+    pub table_entries: Option<u32>,
 }
 
 /// A place in a file where a function probe goes.
@@ -242,6 +257,8 @@ pub struct Probes {
     sqlite: HashMap<MapData, SqlitePlace, SqliteLayout>,
     /// Keys of `sqlite`, by process.
     sqlite_places: std::collections::HashMap<u32, Vec<SqlitePlace>>,
+    /// Takes down the probes of processes that have ended.
+    undertaker: Option<Undertaker>,
     /// The kernel empties it when its last holder lets go.
     _steps: [ProgramArray<MapData>; 2],
     /// Hands the kernel side's log lines on.
@@ -260,6 +277,11 @@ impl Probes {
             .override_global("KERNEL_OFFSETS", &settings.offsets, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .map_max_entries("EVENTS", settings.ring_bytes);
+        for name in EVICTING {
+            if let Some(entries) = settings.table_entries {
+                loader.map_max_entries(name, entries);
+            }
+        }
         let mut ebpf = loader.load(OBJECT)?;
         for (name, program) in ebpf.programs_mut() {
             let loaded = match program {
@@ -296,6 +318,7 @@ impl Probes {
             hooks: std::collections::HashMap::new(),
             sqlite: map(&mut ebpf, "SQLITE")?,
             sqlite_places: std::collections::HashMap::new(),
+            undertaker: None,
             _steps: steps,
             flush_log,
             ebpf,
@@ -380,10 +403,36 @@ impl Probes {
         Ok(())
     }
 
-    /// Detaches the function probes of a process that ended or changed its
-    /// image.
+    /// Detaches the function probes of a process that has ended. Nobody comes
+    /// to them any more, so that there is no need to wait, which would take
+    /// seconds while the ring fills up.
+    pub fn abandon(&mut self, pid: u32) {
+        self.forget_sqlite(pid);
+        let hooks = self.hooks.remove(&pid).unwrap_or_default();
+        let links = self.take_links(hooks);
+        if links.is_empty() {
+            return;
+        }
+        let undertaker = match self.undertaker.take() {
+            Some(undertaker) => undertaker,
+            None => match Undertaker::start() {
+                Ok(undertaker) => undertaker,
+                // They are detached here and now.
+                Err(error) => return tracing::warn!(%error, "cannot start a thread"),
+            },
+        };
+        undertaker.take(links);
+        self.undertaker = Some(undertaker);
+    }
+
+    /// Detaches the function probes of a process that changed its image.
     pub fn unhook(&mut self, pid: u32) {
         self.unhook_only(pid, |_| true);
+        self.forget_sqlite(pid);
+    }
+
+    /// Makes the kernel forget a process's copies of SQLite.
+    fn forget_sqlite(&mut self, pid: u32) {
         for place in self.sqlite_places.remove(&pid).unwrap_or_default() {
             let _absent = self.sqlite.remove(&place);
         }
@@ -421,8 +470,21 @@ impl Probes {
     /// processor can still be at it, and that for many at once as long as for
     /// one.
     fn detach(&mut self, gone: Vec<Hooked>) {
+        let mut links = self.take_links(gone);
+        let per_thread = links.len().div_ceil(DETACHERS).max(1);
+        thread::scope(|scope| {
+            while !links.is_empty() {
+                let rest = links.split_off(per_thread.min(links.len()));
+                let part = std::mem::replace(&mut links, rest);
+                scope.spawn(move || drop(part));
+            }
+        });
+    }
+
+    /// Takes the links out of their programs: dropping one detaches its probe.
+    fn take_links(&mut self, hooks: Vec<Hooked>) -> Vec<UProbeLink> {
         let mut links = Vec::new();
-        for Hooked { hook, link, .. } in gone {
+        for Hooked { hook, link, .. } in hooks {
             let program: Result<&mut UProbe, _> = program(&mut self.ebpf, hook.program());
             match program.map(|program| program.take_link(link)) {
                 Ok(Ok(link)) => links.push(link),
@@ -430,14 +492,7 @@ impl Probes {
                 Err(_) => {}
             }
         }
-        let per_thread = links.len().div_ceil(DETACHERS).max(1);
-        std::thread::scope(|scope| {
-            while !links.is_empty() {
-                let rest = links.split_off(per_thread.min(links.len()));
-                let part = std::mem::replace(&mut links, rest);
-                scope.spawn(move || drop(part));
-            }
-        });
+        links
     }
 
     /// Begins to trace a process, or changes how it is read.
@@ -571,6 +626,46 @@ impl Drop for Probes {
     fn drop(&mut self) {
         let hooks = std::mem::take(&mut self.hooks);
         self.detach(hooks.into_values().flatten().collect());
+        // It ends when it has taken down what it was given.
+        self.undertaker = None;
+    }
+}
+
+/// A thread that detaches probes.
+struct Undertaker {
+    /// None once nothing more will come.
+    links: Option<mpsc::Sender<Vec<UProbeLink>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Undertaker {
+    fn start() -> std::io::Result<Self> {
+        let (sender, links) = mpsc::channel::<Vec<UProbeLink>>();
+        let work = move || links.into_iter().for_each(drop);
+        let thread = thread::Builder::new().name("undertaker".to_owned());
+        Ok(Self {
+            links: Some(sender),
+            thread: Some(thread.spawn(work)?),
+        })
+    }
+
+    /// Detaches them, some time.
+    fn take(&self, links: Vec<UProbeLink>) {
+        if let Some(sender) = &self.links {
+            // Without its reader the channel gives them back, and they are
+            // detached here.
+            let _dropped = sender.send(links);
+        }
+    }
+}
+
+impl Drop for Undertaker {
+    /// Waits until it is done.
+    fn drop(&mut self) {
+        self.links = None;
+        if let Some(thread) = self.thread.take() {
+            let _panicked = thread.join();
+        }
     }
 }
 

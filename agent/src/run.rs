@@ -607,6 +607,7 @@ fn load_programs(options: &Options) -> anyhow::Result<Probes> {
         offsets: kernel::offsets()?,
         ring_bytes: options.ring_bytes(),
         kernel_log: options.kernel_log,
+        table_entries: options.table_entries,
     };
     Ok(Probes::load(&settings)?)
 }

@@ -367,7 +367,7 @@ pub(crate) fn connection(
     let fd = if recipe.terminal == terminal::SOCKET {
         socket(layout, recipe.key, object)
     } else {
-        transport(target, object)
+        transport(target, layout, object)
     };
     let Some(connection) = CONNECTIONS.get_ptr(Descriptor { pid, fd }) else {
         return NONE;
@@ -399,13 +399,39 @@ fn socket(layout: &Layout, class: u64, object: u64) -> i32 {
     user::read::<i32>(object, i64::from(layout.object.size)).unwrap_or(-1)
 }
 
-/// The descriptor of uvloop's handle, which refers back to its transport; -1
-/// if it does not.
+/// The descriptor of uvloop's transport, or of that below one of TLS; -1 if
+/// there is none.
+///
+/// `_SSLProtocolTransport` begins with `_loop` and `_ssl_protocol`. The latter,
+/// an `SSLProtocol`, has behind the pointer to its table of C methods seven
+/// words, then `_app_transport`, which refers back, a flag and `_transport`
+/// (sslproto.pxd; 0.17 to 0.23).
 #[inline(always)]
-fn transport(target: &Target, object: u64) -> i32 {
+fn transport(target: &Target, layout: &Layout, object: u64) -> i32 {
+    const PROTOCOL: i64 = 8;
+    const APP_TRANSPORT: i64 = 8 + 8 * 8;
     if target.uv_fd == 0 {
         return -1;
     }
+    let fd = handle(target, object);
+    if fd >= 0 {
+        return fd;
+    }
+    let header = i64::from(layout.object.size);
+    let protocol = user::read::<u64>(object, header + PROTOCOL).unwrap_or(0);
+    if protocol == 0 {
+        return -1;
+    }
+    match user::read::<[u64; 3]>(protocol, header + APP_TRANSPORT) {
+        Some([above, _, below]) if above == object => handle(target, below),
+        _ => -1,
+    }
+}
+
+/// The descriptor of uvloop's handle, which refers back to its transport; -1
+/// if it does not.
+#[inline(always)]
+fn handle(target: &Target, object: u64) -> i32 {
     let handle = user::read::<u64>(object, i64::from(target.uv_handle)).unwrap_or(0);
     if handle == 0 || user::read::<u64>(handle, 0) != Some(object) {
         return -1;

@@ -1,13 +1,15 @@
 """More ways in which a request's work leaves its task (ASGI: `uvicorn
 flows_app:app`): those of `fastapi_app`, task groups of asyncio and anyio,
-asynchronous generators, streamed responses, work that is cancelled, and tens
-of thousands of tasks.
+asynchronous generators, streamed responses, work that is cancelled, tens of
+thousands of tasks, contexts that live for a moment, and requests that never
+end.
 
 With `APP_STARTUP=1` calls are made before the first request, with ids
 `startup-await` and `startup-task`; those of `startup-task` go on.
 """
 
 import asyncio
+import contextvars
 import itertools
 import os
 import sys
@@ -169,6 +171,22 @@ async def swarm(
     gate.set()
     await asyncio.gather(*running)
     return {"tasks": len(running)}
+
+
+@app.get("/recycled")
+async def recycled(n: int = 1, id: str = "none", client: str = "aiohttp", url: str = BASE_URL):
+    """Calls in contexts whose addresses many others had just before."""
+
+    async def nothing():
+        pass
+
+    for call in calls(url, id, n):
+        for _ in range(20):
+            await asyncio.create_task(nothing())
+            contextvars.copy_context().run(int)
+            contextvars.Context().run(int)
+        await asyncio.create_task(get(client, call))
+    return {"made": n}
 
 
 @app.get("/forever")

@@ -57,7 +57,7 @@ pub struct App {
     pub address: Address,
     /// Its processes.
     pub group: Group,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Service {
@@ -191,7 +191,7 @@ impl Service {
         let mut app = App {
             address,
             group: Group::spawn(&self.module, &mut command)?,
-            _folder: folder,
+            folder,
         };
         app.wait_until_it_answers()?;
         if self.workers > 1 {
@@ -310,6 +310,11 @@ impl App {
             Address::Tcp(address) | Address::Tls(address) => address.port(),
             Address::Unix(_) => 0,
         }
+    }
+
+    /// The file of its certificate, if it is served over TLS.
+    pub fn certificate(&self) -> PathBuf {
+        self.folder.path().join("certificate.pem")
     }
 
     /// A new connection to it.

@@ -14,13 +14,15 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::Serialize;
 use tempfile::TempDir;
 
-pub use self::model::{Attach, Expected, Interpreter, Meanwhile, Model, Request};
+pub use self::model::{Attach, Expected, Interpreter, Meanwhile, Model, Request, WANTED};
 use crate::agent::{Agent, AgentOptions, Counters, Follower};
 use crate::app::{App, Service};
 use crate::load::{CONCURRENCY, Load, Placement, Progress, Sent, parameter, placements};
@@ -34,6 +36,11 @@ const RING: [&str; 2] = ["--ring-size", "64"];
 const JITTER: &str = "8";
 /// More requests than any load gets through before it is told to stop.
 const ENDLESS: usize = usize::MAX / 2;
+/// Longer than any load takes that ends when so many requests were seen.
+pub const LOAD_PATIENCE: Duration = Duration::from_secs(180);
+/// Models that are put to the test at the same time: while the agent of one is
+/// taken down, which is mostly waiting, the next one starts.
+const LANES: usize = 2;
 /// Calls of no request must have been made, some of them.
 const UNOWNED: usize = 10;
 
@@ -68,25 +75,32 @@ fn run_all(group: &str, models: Vec<Model>) -> Result<Vec<String>> {
         wanted.then(|| downstream(tls)).transpose()
     };
     let [plain, tls] = [started(false)?, started(true)?];
-    let mut rows = Vec::new();
-    let mut failures = Vec::new();
     print_head(group);
-    for model in models {
-        let name = model.name.clone();
-        let mut found = Vec::new();
-        let downstream = if model.calls_tls { &tls } else { &plain };
-        let done = downstream
-            .as_ref()
-            .context("nothing to call")
-            .and_then(|downstream| check(model, downstream, &mut found));
-        for row in &found {
-            print_row(row);
+    let wanted = wanted();
+    let models = shared(models, wanted);
+    let waiting = Mutex::new(models.into_iter().enumerate());
+    let done = Mutex::new(BTreeMap::new());
+    let lane = || {
+        loop {
+            let next = locked(&waiting).next();
+            let Some((number, model)) = next else {
+                return;
+            };
+            let downstream = if model.calls_tls { &tls } else { &plain };
+            let judged = judged(model, downstream.as_ref());
+            locked(&done).insert(number, judged);
         }
-        rows.extend(found);
-        match done {
-            Ok(more) => failures.extend(more.into_iter().map(|it| format!("{name}: {it}"))),
-            Err(error) => failures.push(format!("{name}: {error:#}")),
+    };
+    thread::scope(|scope| {
+        for _ in 0..LANES {
+            scope.spawn(lane);
         }
+    });
+    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (rows, failures): (Vec<_>, Vec<_>) = done.into_values().unzip();
+    let (rows, mut failures) = (rows.concat(), failures.concat());
+    if wanted.is_none() {
+        failures.extend(too_few(&rows));
     }
     if let Some(directory) = std::env::var_os("OTEL_EBPF_ATTRIBUTION") {
         let path = PathBuf::from(directory).join(format!("{group}.jsonl"));
@@ -96,6 +110,69 @@ fn run_all(group: &str, models: Vec<Model>) -> Result<Vec<String>> {
         }
     }
     Ok(failures)
+}
+
+/// How many requests each load is to have, if somebody said so.
+fn wanted() -> Option<usize> {
+    std::env::var("OTEL_EBPF_REQUESTS").ok()?.parse().ok()
+}
+
+/// The models with a number of requests for every load: those that say nothing
+/// have an even share of what all of their name are to have.
+fn shared(mut models: Vec<Model>, wanted: Option<usize>) -> Vec<Model> {
+    let mut shares = BTreeMap::<String, (usize, usize)>::new();
+    for model in &models {
+        let (said, open) = shares.entry(model.name.clone()).or_default();
+        for request in &model.requests {
+            match request.count {
+                Some(count) => *said += count,
+                None => *open += 1,
+            }
+        }
+    }
+    for model in &mut models {
+        let (said, open) = shares.get(&model.name).copied().unwrap_or_default();
+        let share = WANTED.saturating_sub(said).div_ceil(open.max(1)).max(1);
+        for request in &mut model.requests {
+            request.count = wanted.or(request.count).or(Some(share));
+        }
+    }
+    models
+}
+
+/// Models of which fewer requests were seen than wanted.
+fn too_few(rows: &[Row]) -> Vec<String> {
+    let mut seen = BTreeMap::<&str, usize>::new();
+    for row in rows {
+        *seen.entry(&row.model).or_default() += row.requests;
+    }
+    let few = seen.into_iter().filter(|&(_, requests)| requests < WANTED);
+    few.map(|(model, requests)| format!("{model}: {requests} requests were seen, not {WANTED}"))
+        .collect()
+}
+
+/// The rows of a model, and what was not as expected.
+fn judged(model: Model, downstream: Option<&App>) -> (Vec<Row>, Vec<String>) {
+    let name = model.name.clone();
+    let mut rows = Vec::new();
+    let done = downstream
+        .context("nothing to call")
+        .and_then(|downstream| check(model, downstream, &mut rows));
+    for row in &rows {
+        print_row(row);
+    }
+    let failures = match done {
+        Ok(failures) => failures
+            .into_iter()
+            .map(|it| format!("{name}: {it}"))
+            .collect(),
+        Err(error) => vec![format!("{name}: {error:#}")],
+    };
+    (rows, failures)
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The service that every model calls.
@@ -118,21 +195,23 @@ fn check(model: Model, downstream: &App, rows: &mut Vec<Row>) -> Result<Vec<Stri
                 .words(folder.path())?;
             words.extend(["run".into(), "--".into()]);
             let app = model.interpreter.start(service, &words)?;
-            let sent = send_from(0, &model, &app)?;
-            (app, Tracer::Launched(folder), sent)
+            let tracer = Tracer::Launched(folder);
+            let sent = send_from(0, &model, &app, &tracer)?;
+            (app, tracer, sent)
         }
         Attach::First => {
             let app = model.interpreter.start(service, &[])?;
-            let agent = attach(&model, &app)?;
-            let sent = send_from(0, &model, &app)?;
-            (app, Tracer::Attached(agent), sent)
+            let tracer = Tracer::Attached(attach(&model, &app)?);
+            let sent = send_from(0, &model, &app, &tracer)?;
+            (app, tracer, sent)
         }
         Attach::Midway => {
             let app = model.interpreter.start(service, &[])?;
             let (agent, first) = attach_midway(&model, &app)?;
+            let tracer = Tracer::Attached(agent);
             let mut sent = vec![first];
-            sent.extend(send_from(1, &model, &app)?);
-            (app, Tracer::Attached(agent), sent)
+            sent.extend(send_from(1, &model, &app, &tracer)?);
+            (app, tracer, sent)
         }
     };
     app.group.expect_running()?;
@@ -182,7 +261,8 @@ impl Tracer {
     fn stop(self, app: &mut App) -> Result<(Vec<Span>, Counters)> {
         match self {
             Self::Attached(agent) => {
-                let ended = agent.stop()?;
+                // Two agents may be taking down the probes of many workers.
+                let ended = agent.stop_with(Signal::INT, LOAD_PATIENCE)?;
                 Ok((ended.spans, ended.counters))
             }
             Self::Launched(folder) => {
@@ -197,7 +277,10 @@ impl Tracer {
 
 fn attach(model: &Model, app: &App) -> Result<Agent> {
     let pids = if model.every_process {
-        app.pids()
+        wait_for("every process", PATIENCE, || {
+            let pids = app.pids();
+            Ok((pids.len() >= model.processes).then_some(pids))
+        })?
     } else {
         vec![app.server_pid()]
     };
@@ -208,58 +291,82 @@ fn attach(model: &Model, app: &App) -> Result<Agent> {
 }
 
 /// Attaches in the middle of the first load, which ends when as many requests
-/// were answered since as it was to have.
+/// were answered since as it was to have, without those that the agent came
+/// in the middle of.
 fn attach_midway(model: &Model, app: &App) -> Result<(Agent, Sent)> {
     let progress = Progress::default();
-    thread::scope(|scope| {
-        let first = scope.spawn(|| send(model, 0, ENDLESS, app, &progress));
+    let first = model.requests.first().context("no load")?;
+    let load = load(first, 0, app, ENDLESS);
+    let (agent, sent) = until(&load, &progress, |ended| {
         let answered = |count: usize| {
-            wait_for("answers", PATIENCE, || {
+            wait_for("answers", LOAD_PATIENCE, || {
                 let answered = progress.answered.load(Ordering::Relaxed);
-                Ok((answered >= count || first.is_finished()).then_some(answered))
+                Ok((answered >= count || ended()).then_some(answered))
             })
         };
-        let attached = (|| {
-            answered(CONCURRENCY)?;
-            let agent = attach(model, app)?;
-            let before = progress.answered.load(Ordering::Relaxed);
-            answered(before + model.count())?;
-            anyhow::Ok(agent)
-        })();
+        answered(CONCURRENCY)?;
+        let agent = attach(model, app)?;
+        let before = progress.answered.load(Ordering::Relaxed);
+        answered(before + first.count() + 2 * CONCURRENCY)?;
+        Ok(agent)
+    })?;
+    unharmed(model, first, app, &sent)?;
+    Ok((agent, sent))
+}
+
+/// Runs a load until something is done; that is told whether the load has
+/// ended by itself.
+fn until<T>(
+    load: &Load,
+    progress: &Progress,
+    work: impl FnOnce(&dyn Fn() -> bool) -> Result<T>,
+) -> Result<(T, Sent)> {
+    thread::scope(|scope| {
+        let load = scope.spawn(|| load.run_with(progress));
+        let done = work(&|| load.is_finished());
         progress.stop.store(true, Ordering::Relaxed);
-        let first = first.join().map_err(|_| anyhow!("the load panicked"))??;
-        Ok((attached?, first))
+        let sent = load.join().map_err(|_| anyhow!("the load panicked"))?;
+        Ok((done?, sent))
     })
 }
 
 /// Sends the loads from this number on.
-fn send_from(first: usize, model: &Model, app: &App) -> Result<Vec<Sent>> {
+fn send_from(first: usize, model: &Model, app: &App, tracer: &Tracer) -> Result<Vec<Sent>> {
     (first..model.requests.len())
-        .map(|number| send(model, number, model.count(), app, &Progress::default()))
+        .map(|number| send(model, number, app, tracer))
         .collect()
 }
 
-/// Sends so many requests of the load of this number.
-fn send(
-    model: &Model,
-    number: usize,
-    count: usize,
-    app: &App,
-    progress: &Progress,
-) -> Result<Sent> {
+/// Sends the load of this number. If something happens meanwhile by which
+/// requests may fail, it goes on until enough of them were seen.
+fn send(model: &Model, number: usize, app: &App, tracer: &Tracer) -> Result<Sent> {
     let request = &model.requests[number];
-    let load = Load::new(&app.address, request.target, &tag(number), count);
-    let load = load.manner(request.manner);
+    let progress = Progress::default();
     let sent = match model.meanwhile {
-        None => load.run_with(progress),
-        Some(meanwhile) => thread::scope(|scope| {
-            let other = scope.spawn(|| meanwhile(app, progress));
-            let sent = load.run_with(progress);
-            progress.stop.store(true, Ordering::Relaxed);
-            other.join().map_err(|_| anyhow!("it panicked"))??;
-            anyhow::Ok(sent)
-        })?,
+        None => load(request, number, app, request.count()).run_with(&progress),
+        Some(meanwhile) => {
+            let load = load(request, number, app, ENDLESS);
+            let ((), sent) = until(&load, &progress, |_| {
+                thread::scope(|scope| {
+                    let other = scope.spawn(|| meanwhile(app, &progress));
+                    let seen = wait_for_requests(tracer.follow(), number, request.count());
+                    progress.stop.store(true, Ordering::Relaxed);
+                    other.join().map_err(|_| anyhow!("it panicked"))??;
+                    seen
+                })
+            })?;
+            sent
+        }
     };
+    unharmed(model, request, app, &sent)?;
+    Ok(sent)
+}
+
+fn load(request: &Request, number: usize, app: &App, count: usize) -> Load {
+    Load::new(&app.address, request.target, &tag(number), count).manner(request.manner)
+}
+
+fn unharmed(model: &Model, request: &Request, app: &App, sent: &Sent) -> Result<()> {
     ensure!(
         model.failures_allowed || sent.failures.is_empty(),
         "{}: {:#?}\n{}",
@@ -267,7 +374,22 @@ fn send(
         sent.failures,
         app.group.log()
     );
-    Ok(sent)
+    Ok(())
+}
+
+/// Waits until so many requests of the load of this number were seen.
+fn wait_for_requests(mut follower: Follower, number: usize, count: usize) -> Result<()> {
+    let mut seen = 0;
+    wait_for("requests that were seen", LOAD_PATIENCE, || {
+        let spans = follower.spans()?;
+        let of_load = spans.iter().filter(|span| {
+            let id = parameter(span.text("url.query"), "id");
+            let of_load = id.and_then(|id| id.rsplit_once('-'));
+            span.kind == Kind::Server && of_load.is_some_and(|(load, _)| load == tag(number))
+        });
+        seen += of_load.count();
+        Ok((seen >= count).then_some(()))
+    })
 }
 
 /// What runs after the responses is not over with them.
@@ -399,4 +521,49 @@ fn print_row(row: &Row) {
         "  {what:<66} {:<14} {:>8} {:>8} {:>10} {:>9}",
         row.interpreter, row.requests, row.placed, row.unparented, row.misplaced
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::Service;
+
+    fn model(name: &str) -> Model {
+        let nowhere = Interpreter::named("nowhere");
+        Model::in_interpreter(name, Service::uvicorn("app"), nowhere)
+    }
+
+    fn counts(models: &[Model]) -> Vec<Vec<usize>> {
+        let counts = |model: &Model| model.requests.iter().map(Request::count).collect();
+        models.iter().map(counts).collect()
+    }
+
+    #[test]
+    fn loads_share_what_their_model_is_to_have() {
+        let models = || {
+            vec![
+                model("a").load("/").times(500).loads(&["/x", "/y"]),
+                model("b").load("/"),
+                model("a").load("/"),
+            ]
+        };
+        let found = counts(&shared(models(), None));
+        assert_eq!(found, [vec![500, 500, 500], vec![WANTED], vec![500]]);
+        let found = counts(&shared(models(), Some(7)));
+        assert_eq!(found, [vec![7, 7, 7], vec![7], vec![7]]);
+    }
+
+    #[test]
+    fn a_model_of_which_too_few_requests_were_seen_fails() {
+        let row = |requests| {
+            let placement = Placement {
+                requests,
+                ..Placement::default()
+            };
+            model("a").row("/", "exact".to_owned(), &placement)
+        };
+        assert_eq!(too_few(&[row(1500), row(500)]), Vec::<String>::new());
+        let few = too_few(&[row(1500), row(499)]);
+        assert_eq!(few, ["a: 1999 requests were seen, not 2000"]);
+    }
 }

@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::client::{Address, Connection};
 use crate::trace::{Kind, Span};
@@ -20,6 +21,13 @@ use crate::trace::{Kind, Span};
 pub const CONCURRENCY: usize = 64;
 /// The most calls that a request makes.
 pub const MOST_CALLS: usize = 5;
+/// Connections of [`Manner::Crowd`].
+pub const CROWD: usize = 10_000;
+/// From one connection of the crowd to the next that is used: no divisor of
+/// [`CROWD`], so that every one gets its turn.
+const STRIDE: usize = 4_999;
+/// Descriptors of a crowd, and of all else.
+const DESCRIPTORS: u64 = CROWD as u64 + 4_000;
 
 /// How a request is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +46,9 @@ pub enum Manner {
     Pipelined,
     /// Each request in one of the manners above but the last, by its number.
     Mixed,
+    /// In one piece, each on another of [`CROWD`] connections, which are all
+    /// open from before the first request until after the last.
+    Crowd,
 }
 
 /// Requests that are to be sent.
@@ -47,6 +58,7 @@ pub struct Load {
     /// Path and query, without id and number of calls.
     target: String,
     tag: String,
+    /// Those that are to be answered; what is given up comes on top.
     requests: usize,
     manner: Manner,
 }
@@ -96,7 +108,20 @@ impl Load {
 
     /// Sends all of them, or those until it is told to stop.
     pub fn run_with(&self, progress: &Progress) -> Sent {
-        let next = AtomicUsize::new(0);
+        let crowd = match self.manner {
+            Manner::Crowd => match self.crowd() {
+                Ok(crowd) => crowd,
+                Err(error) => {
+                    let failures = vec![format!("the crowd: {error:#}")];
+                    return Sent {
+                        failures,
+                        ..Sent::default()
+                    };
+                }
+            },
+            _ => Vec::new(),
+        };
+        let (next, awaited) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let sent = Mutex::new(Sent::default());
         thread::scope(|scope| {
             for _ in 0..CONCURRENCY {
@@ -104,10 +129,14 @@ impl Load {
                     let mut client = Client::default();
                     while !progress.stop.load(Ordering::Relaxed) {
                         let number = next.fetch_add(1, Ordering::Relaxed);
-                        if number >= self.requests {
+                        let answers = self.answers(number);
+                        if awaited.fetch_add(answers, Ordering::Relaxed) >= self.requests {
                             return;
                         }
-                        let result = self.send(&mut client, number);
+                        let result = match crowd.get(number * STRIDE % CROWD) {
+                            Some(connection) => self.send_in_crowd(connection, number),
+                            None => self.send(&mut client, number),
+                        };
                         let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
                         match result {
                             Ok(ids) => {
@@ -127,16 +156,48 @@ impl Load {
         sent.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn id(&self, number: usize) -> String {
+        format!("{}-{number}", self.tag)
+    }
+
+    /// How the request of this number is sent.
+    fn manner_of(&self, number: usize) -> Manner {
+        match self.manner {
+            Manner::Mixed => MIX[calls_of(&self.id(number)) % MIX.len()],
+            manner => manner,
+        }
+    }
+
+    /// How many answers are waited for at this number.
+    fn answers(&self, number: usize) -> usize {
+        match self.manner_of(number) {
+            Manner::Impatient if given_up(number) => 0,
+            Manner::Pipelined => 2,
+            _ => 1,
+        }
+    }
+
+    /// The connections of a crowd, all open.
+    fn crowd(&self) -> Result<Vec<Mutex<Connection>>> {
+        allow_crowds()?;
+        let open = |_| Ok(Mutex::new(Connection::open(&self.address)?));
+        (0..CROWD).map(open).collect()
+    }
+
+    fn send_in_crowd(&self, connection: &Mutex<Connection>, number: usize) -> Result<Vec<String>> {
+        let id = self.id(number);
+        let mut connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = connection.get(&self.target_of(&id))?;
+        ensure!(answer.status == 200, "{}", answer.text());
+        Ok(vec![id])
+    }
+
     /// Sends one request; returns the ids of those that were answered.
     fn send(&self, client: &mut Client, number: usize) -> Result<Vec<String>> {
-        let id = format!("{}-{number}", self.tag);
+        let id = self.id(number);
         let target = self.target_of(&id);
-        let manner = match self.manner {
-            Manner::Mixed => MIX[calls_of(&id) % MIX.len()],
-            manner => manner,
-        };
-        match manner {
-            Manner::Whole | Manner::Mixed => {
+        match self.manner_of(number) {
+            Manner::Whole | Manner::Mixed | Manner::Crowd => {
                 let answer = client.kept(&self.address)?.get(&target)?;
                 ensure!(answer.status == 200, "{}", answer.text());
             }
@@ -146,7 +207,7 @@ impl Load {
                 let answer = connection.request("GET", &target, &headers, b"")?;
                 ensure!(answer.status == 200, "{}", answer.text());
             }
-            Manner::Impatient if number.is_multiple_of(3) => {
+            Manner::Impatient if given_up(number) => {
                 let mut connection = Connection::open(&self.address)?;
                 let head = connection.head("GET", &target, &[], 0);
                 connection.send(head)?;
@@ -212,6 +273,23 @@ const MIX: [Manner; 4] = [
     Manner::Impatient,
     Manner::Whole,
 ];
+
+/// Whether an impatient client leaves before the answer.
+fn given_up(number: usize) -> bool {
+    number.is_multiple_of(3)
+}
+
+/// Lets this process, and those that it starts from now on, have as many
+/// descriptors as a crowd needs.
+pub fn allow_crowds() -> Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= DESCRIPTORS) {
+        return Ok(());
+    }
+    limit.current = Some(DESCRIPTORS);
+    limit.maximum = limit.maximum.map(|maximum| maximum.max(DESCRIPTORS));
+    setrlimit(Resource::Nofile, limit).context("cannot allow so many descriptors")
+}
 
 /// How many calls the request of this id makes: one to [`MOST_CALLS`], as if
 /// by chance, but the same each time (FNV-1a).

@@ -3,7 +3,7 @@
 //! of its own that carry its id. Every call must be under its own request.
 //!
 //! `cargo xtask test attribution` runs all of it and writes
-//! `tests/reports/attribution.md`; `cargo xtask test attribution::asyncio`
+//! `tests/reports/attribution.md`; `cargo xtask test attribution::event_loops`
 //! runs a group. Needs root, BPF and the Python environments of `cargo xtask
 //! test`.
 //!
@@ -19,9 +19,9 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Result;
 use otel_ebpf_tests::app::{App, Service};
-use otel_ebpf_tests::attribution::{Expected, Interpreter, Model, run};
+use otel_ebpf_tests::attribution::{Expected, Interpreter, LOAD_PATIENCE, Model, WANTED, run};
 use otel_ebpf_tests::load::{Manner, Progress};
-use otel_ebpf_tests::process::{PATIENCE, Signal, send, wait_for};
+use otel_ebpf_tests::process::{Signal, send, wait_for};
 use otel_ebpf_tests::python::Python;
 
 /// A model for each event loop of uvicorn.
@@ -36,14 +36,17 @@ fn on_loops(what: &str, module: &str, with: impl Fn(Service) -> Service) -> Vec<
     .collect()
 }
 
-/// Every way out of a request's task, with the clients of the event loop.
+/// Every way out of a request's task, with the clients of the event loop, and
+/// every way to send a request.
 fn tasks(model: Model) -> Model {
+    let (gather, none) = ("/gather?client=aiohttp", Expected::NoneMisplaced);
     model
+        .load(gather)
+        .times(WANTED)
         .loads(&[
             "/downstream?client=httpx",
             "/downstream?client=aiohttp",
             "/gather?client=httpx",
-            "/gather?client=aiohttp",
             "/tasks?client=aiohttp",
             "/background?client=httpx",
             "/background?client=aiohttp",
@@ -51,7 +54,15 @@ fn tasks(model: Model) -> Model {
             "/threadpool?client=requests",
         ])
         .load_as("/receive?client=aiohttp", Manner::Pieces, Expected::Exact)
+        .load_as(gather, Manner::Close, Expected::Exact)
+        .load_as("/downstream?client=aiohttp", Manner::Pipelined, none)
+        .load_as("/impatient?client=aiohttp", Manner::Impatient, none)
+        .load_as("/gather?client=httpx", Manner::Impatient, none)
+        .each(FEW)
 }
+
+/// Requests of a load of many, beside one that has them all.
+const FEW: usize = 100;
 
 /// Every interpreter, and what sets it apart from others of its version.
 fn pythons() -> Vec<(Python, &'static str)> {
@@ -73,9 +84,9 @@ fn pythons() -> Vec<(Python, &'static str)> {
 /// Kills a worker for every so many answers.
 fn kill_workers(app: &App, progress: &Progress) -> Result<()> {
     /// Answers between one kill and the next.
-    const EVERY: usize = 60;
+    const EVERY: usize = 500;
     let mut next = EVERY;
-    wait_for("the end of the load", PATIENCE, || {
+    wait_for("the end of the load", LOAD_PATIENCE, || {
         if progress.answered.load(Ordering::Relaxed) >= next {
             next += EVERY;
             if let Some(&worker) = app.workers().first() {
@@ -91,15 +102,18 @@ mod attribution {
     use super::*;
 
     #[test]
-    fn asyncio() {
-        let model = Model::new("uvicorn asyncio h11", Service::uvicorn("fastapi_app"));
-        run("asyncio", vec![tasks(model)]);
-    }
-
-    #[test]
-    fn uvloop() {
-        let model = Model::new("uvicorn uvloop httptools", Service::uvloop("fastapi_app"));
-        run("uvloop", vec![tasks(model)]);
+    fn event_loops() {
+        let models = vec![
+            tasks(Model::new(
+                "uvicorn asyncio h11",
+                Service::uvicorn("fastapi_app"),
+            )),
+            tasks(Model::new(
+                "uvicorn uvloop httptools",
+                Service::uvloop("fastapi_app"),
+            )),
+        ];
+        run("event_loops", models);
     }
 
     /// Greenlets copy slices of the stack: lineage must do without return
@@ -144,28 +158,6 @@ mod attribution {
     }
 
     #[test]
-    fn pipelined() {
-        let models = on_loops("pipelined", "fastapi_app", |service| service);
-        let models = models.into_iter().map(|model| {
-            model.load_as(
-                "/downstream?client=aiohttp",
-                Manner::Pipelined,
-                Expected::NoneMisplaced,
-            )
-        });
-        run("pipelined", models.collect());
-    }
-
-    #[test]
-    fn connections_that_are_closed_and_reopened() {
-        let models = on_loops("closed", "fastapi_app", |service| service);
-        let models = models
-            .into_iter()
-            .map(|model| model.load_as("/gather?client=aiohttp", Manner::Close, Expected::Exact));
-        run("connections_that_are_closed_and_reopened", models.collect());
-    }
-
-    #[test]
     fn gunicorn() {
         let threads = Service::gunicorn("flask_app").arguments(&["--threads", "16"]);
         let sync = Service::gunicorn("flask_app").arguments(&["--worker-class", "sync"]);
@@ -187,6 +179,7 @@ mod attribution {
     /// use.
     #[test]
     fn tls_on_event_loops() {
+        let none = Expected::NoneMisplaced;
         let models = on_loops("TLS", "fastapi_app", Service::tls);
         let models = models.into_iter().map(|model| {
             model
@@ -201,46 +194,24 @@ mod attribution {
                 ])
                 .load_as("/gather?client=aiohttp", Manner::Close, Expected::Exact)
                 .load_as("/receive?client=aiohttp", Manner::Pieces, Expected::Exact)
-        });
-        let mut models: Vec<_> = models.collect();
-        // uvloop calls every connection of a server in one context, and a
-        // server with a task for each connection makes no other.
-        let hypercorn = Service::hypercorn("fastapi_app").arguments(&["--worker-class", "uvloop"]);
-        models.push(
-            Model::new("hypercorn uvloop, TLS", hypercorn.tls())
-                .on(&Interpreter::frameworks())
-                .calls_tls()
-                .load_as(
-                    "/gather?client=httpx",
-                    Manner::Whole,
-                    Expected::Refused("spans.no_parent.unowned_context"),
-                ),
-        );
-        run("tls_on_event_loops", models);
-    }
-
-    /// The agent comes in the middle of sessions, and clients leave in the
-    /// middle of requests.
-    #[test]
-    fn tls_in_disorder() {
-        let none = Expected::NoneMisplaced;
-        let midway = on_loops("TLS, midway", "fastapi_app", Service::tls);
-        let midway = midway.into_iter().map(|model| {
-            model.calls_tls().attach_midway().requests(1500).load_as(
-                "/gather?client=aiohttp",
-                Manner::Whole,
-                none,
-            )
-        });
-        let given_up = on_loops("TLS, given up", "fastapi_app", Service::tls);
-        let given_up = given_up.into_iter().map(|model| {
-            model
-                .calls_tls()
                 .load_as("/downstream?client=httpx", Manner::Impatient, none)
                 .load_as("/downstream?client=aiohttp", Manner::Pipelined, none)
         });
-        let models = midway.chain(given_up);
-        run("tls_in_disorder", models.collect());
+        run("tls_on_event_loops", models.collect());
+    }
+
+    /// The agent comes in the middle of sessions.
+    #[test]
+    fn tls_midway() {
+        let models = on_loops("TLS, midway", "fastapi_app", Service::tls);
+        let models = models.into_iter().map(|model| {
+            model.calls_tls().attach_midway().load_as(
+                "/gather?client=aiohttp",
+                Manner::Whole,
+                Expected::NoneMisplaced,
+            )
+        });
+        run("tls_midway", models.collect());
     }
 
     /// TLS on both sides: sessions on sockets.
@@ -289,33 +260,16 @@ mod attribution {
                 Model::new("asyncio, TLS", service("asyncio"))
                     .on(&interpreter)
                     .calls_tls()
-                    .requests(200)
                     .loads(&["/gather", "/to_thread"]),
             );
             models.push(
                 Model::new("http.server, TLS", service("threads"))
                     .on(&interpreter)
                     .calls_tls()
-                    .requests(200)
                     .load_as("/downstream", Manner::Close, Expected::Exact),
             );
         }
         run("tls_on_interpreters", models);
-    }
-
-    #[test]
-    fn clients_that_leave_and_calls_that_are_given_up() {
-        let models = on_loops("given up", "fastapi_app", |service| service);
-        let models = models.into_iter().map(|model| {
-            let (impatient, none) = (Manner::Impatient, Expected::NoneMisplaced);
-            model
-                .load_as("/impatient?client=aiohttp", impatient, none)
-                .load_as("/gather?client=httpx", impatient, none)
-        });
-        run(
-            "clients_that_leave_and_calls_that_are_given_up",
-            models.collect(),
-        );
     }
 
     /// What a task of a request begins, and how it may end.
@@ -323,7 +277,7 @@ mod attribution {
     fn flows() {
         let models = on_loops("flows", "flows_app", |service| service);
         let models = models.into_iter().map(|model| {
-            model.requests(200).loads(&[
+            model.loads(&[
                 "/task_group?client=aiohttp",
                 "/task_group?client=httpx",
                 "/anyio?client=httpx",
@@ -461,14 +415,10 @@ mod attribution {
             Service::command("wsgiref", &words)
         };
         let runserver = ["django_flows.py", "{host}:{port}"];
-        let waitress = ["-m", "waitress", "--listen={host}:{port}", "--threads=16"];
-        let waitress = Service::command("waitress", &waitress).arguments(&["flask_app:app"]);
         let models = vec![
             Model::new("wsgiref", wsgiref("single")),
             Model::new("wsgiref, threads", wsgiref("threads")),
             Model::new("Django runserver", Service::command("django", &runserver)),
-            // Its first thread reads for those that serve.
-            Model::new("waitress", waitress),
         ];
         let models = models.into_iter().map(|model| {
             model
@@ -484,8 +434,6 @@ mod attribution {
     fn other_servers() {
         let servers = Interpreter::servers();
         let refused = Expected::Refused("spans.no_parent.unowned_context");
-        let daphne = ["-m", "daphne", "-b", "{host}", "-p", "{port}"];
-        let daphne = Service::command("daphne", &daphne).arguments(&["fastapi_app:app"]);
         let granian = ["-m", "granian", "--interface", "asgi", "--host", "{host}"];
         let granian = Service::command("granian", &granian).arguments(&[
             "--port",
@@ -493,12 +441,11 @@ mod attribution {
             "fastapi_app:app",
         ]);
         let target = "/gather?client=aiohttp";
-        let models = [
-            Model::new("daphne", daphne).load(target),
-            Model::new("granian", granian)
-                .every_process()
-                .load_as(target, Manner::Whole, refused),
-        ];
+        let models = [Model::new("granian", granian).every_process().load_as(
+            target,
+            Manner::Whole,
+            refused,
+        )];
         let models = models.into_iter().map(|model| model.on(&servers));
         run("other_servers", models.collect());
     }
@@ -517,7 +464,8 @@ mod attribution {
             models.push(
                 Model::new("asyncio, a task for each request", service("asyncio"))
                     .on(&interpreter)
-                    .loads(&["/gather", "/downstream", "/to_thread"]),
+                    .loads(&["/gather", "/downstream", "/to_thread"])
+                    .each(100),
             );
             models.push(
                 Model::new("http.server, threads", service("threads"))

@@ -91,7 +91,6 @@ fn some(model: Model) -> Model {
         .load("/downstream?client=requests")
         .load_as("/spawned?client=urllib3", Manner::Close, Expected::Exact)
         .load_as("/executor", Manner::Whole, SHARED)
-        .requests(200)
 }
 
 mod attribution {
@@ -182,7 +181,6 @@ mod attribution {
                 .attach_midway()
                 .every_process()
                 .nothing_need_be_placed()
-                .requests(1200)
                 .load_as(target, Manner::Whole, none)
                 .load("/downstream?client=requests")
         });

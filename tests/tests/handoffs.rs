@@ -19,10 +19,8 @@ use otel_ebpf_tests::process::{PATIENCE, Signal, path_from, send, wait_for};
 use otel_ebpf_tests::python::Python;
 use otel_ebpf_tests::trace::brief;
 
-/// Requests of a load.
-const REQUESTS: usize = 200;
 /// Requests of a load for one of many interpreters.
-const FEWER: usize = 80;
+const FEW: usize = 40;
 /// Requests that each start a process.
 const STARTS: usize = 16;
 
@@ -91,22 +89,21 @@ mod attribution {
     use super::*;
 
     #[test]
-    fn handoffs_from_tasks() {
+    fn handoffs() {
         let services = [
-            ("uvicorn asyncio", Service::uvicorn("fastapi_app")),
-            ("uvicorn uvloop", Service::uvloop("fastapi_app")),
+            (
+                "uvicorn asyncio",
+                Service::uvicorn("fastapi_app"),
+                &TASKS[..],
+            ),
+            ("uvicorn uvloop", Service::uvloop("fastapi_app"), &TASKS[..]),
+            ("gunicorn gthread", threads_of_gunicorn(), &THREADS[..]),
         ];
-        let models = services
-            .into_iter()
-            .map(|(name, service)| Model::new(name, service).loads(&TASKS).requests(REQUESTS));
-        run("handoffs_from_tasks", models.collect());
-    }
-
-    #[test]
-    fn handoffs_from_threads() {
-        let model = Model::new("gunicorn gthread", threads_of_gunicorn());
-        let model = model.loads(&THREADS).requests(REQUESTS);
-        run("handoffs_from_threads", vec![model]);
+        let models = services.into_iter().map(|(name, service, ways)| {
+            let model = Model::new(&format!("{name}, handed over"), service);
+            model.loads(&PROCESSES).each(STARTS).loads(ways)
+        });
+        run("handoffs", models.collect());
     }
 
     /// Work of no request that goes through threads that requests started is
@@ -125,7 +122,6 @@ mod attribution {
                 .load_as("/handoff/library", Manner::Whole, refused)
                 .load("/handoff/thread")
                 .unowned(&["background-work"])
-                .requests(REQUESTS)
         });
         run("handoffs_of_nobody", models.collect());
     }
@@ -143,7 +139,7 @@ mod attribution {
                     "/handoff/threadsafe",
                     "/handoff/thread",
                 ])
-                .requests(FEWER)
+                .each(FEW)
         });
         run("handoffs_in_every_interpreter", models.collect());
     }
@@ -160,22 +156,8 @@ mod attribution {
             Model::new(&format!("{name}, two workers"), service)
                 .every_process()
                 .loads(&["/downstream", "/handoff/submit", "/handoff/thread"])
-                .requests(REQUESTS)
         });
         run("handoffs_of_workers", models.collect());
-    }
-
-    #[test]
-    fn handoffs_to_processes() {
-        let services = [
-            ("uvicorn asyncio", Service::uvicorn("fastapi_app")),
-            ("uvicorn uvloop", Service::uvloop("fastapi_app")),
-            ("gunicorn gthread", threads_of_gunicorn()),
-        ];
-        let models = services
-            .into_iter()
-            .map(|(name, service)| Model::new(name, service).loads(&PROCESSES).requests(STARTS));
-        run("handoffs_to_processes", models.collect());
     }
 }
 

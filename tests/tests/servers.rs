@@ -8,13 +8,8 @@ use otel_ebpf_tests::app::Service;
 use otel_ebpf_tests::attribution::{Expected, Interpreter, Model, run};
 use otel_ebpf_tests::load::Manner;
 
-/// Requests of each load: with its other loads, each server gets 2,000.
-const REQUESTS: usize = 170;
-
 fn model(name: &str, service: Service) -> Model {
-    Model::new(name, service)
-        .on(&Interpreter::frameworks())
-        .requests(REQUESTS)
+    Model::new(name, service).on(&Interpreter::frameworks())
 }
 
 /// Every way out of a handler, every way to send a request.
@@ -68,6 +63,51 @@ mod attribution {
         run("hypercorn", models);
     }
 
+    /// uvloop calls every connection of a server in one context: the frames of
+    /// the server lead to the connection below the session.
+    #[test]
+    fn servers_with_tls() {
+        let aiohttp = |event_loop: &str| {
+            let words = ["-m", "servers.aiohttp_app", "{port}", event_loop];
+            Service::command("aiohttp_app", &words).tls()
+        };
+        let hypercorn = Service::hypercorn("servers.asgi_app").tls();
+        let uvloop = hypercorn.clone().arguments(&["--worker-class", "uvloop"]);
+        let placed = [
+            ("aiohttp.web asyncio, TLS", aiohttp("asyncio")),
+            ("aiohttp.web uvloop, TLS", aiohttp("uvloop")),
+            ("hypercorn uvloop, TLS", uvloop),
+        ];
+        let placed = placed.map(|(name, service)| {
+            model(name, service)
+                .calls_tls()
+                .loads(&["/gather?client=httpx", "/tasks?client=aiohttp"])
+                .load_as("/gather?client=aiohttp", Manner::Close, Expected::Exact)
+                .load_as(
+                    "/downstream?client=aiohttp",
+                    Manner::Pieces,
+                    Expected::Exact,
+                )
+                .load_as(
+                    "/gather?client=aiohttp",
+                    Manner::Pipelined,
+                    Expected::NoneMisplaced,
+                )
+        });
+        let mut models = Vec::from(placed);
+        // asyncio's own transport is too far away.
+        models.push(
+            model("hypercorn asyncio, TLS", hypercorn)
+                .calls_tls()
+                .load_as(
+                    "/gather?client=httpx",
+                    Manner::Whole,
+                    Expected::Refused("spans.no_parent.unowned_context"),
+                ),
+        );
+        run("servers_with_tls", models);
+    }
+
     /// Its own client has 64 calls at a time. Others wait, and begin in the
     /// context of a call that has ended.
     #[test]
@@ -114,7 +154,6 @@ mod attribution {
         ]);
         let requests = "/downstream?client=requests";
         let model = model("waitress", service)
-            .requests(500)
             .loads(&[
                 requests,
                 "/downstream?client=urllib3",
@@ -122,5 +161,47 @@ mod attribution {
             ])
             .load_as(requests, Manner::Close, Expected::Exact);
         run("waitress", vec![model]);
+    }
+
+    /// Its workers are forked when the application is loaded, and read
+    /// requests in C. What is left to do after an answer is nobody's.
+    #[test]
+    fn uwsgi() {
+        const WORKERS: usize = 3;
+        let service = |threads: &str| {
+            let words = ["serve_uwsgi.py", "--http-socket", "{host}:{port}"];
+            Service::command("uwsgi", &words).arguments(&[
+                "--master",
+                "--need-app",
+                "--disable-logging",
+                "--die-on-term",
+                "--listen",
+                "100",
+                "--processes",
+                &WORKERS.to_string(),
+                "--threads",
+                threads,
+                "--module",
+                "servers.wsgi_app:app",
+            ])
+        };
+        let models = [("prefork", "1"), ("prefork with threads", "8")];
+        let models = models.into_iter().map(|(name, threads)| {
+            Model::new(&format!("uWSGI {name}"), service(threads))
+                .on(&Interpreter::servers())
+                .every_process_of(1 + WORKERS)
+                .load_as(
+                    "/downstream?client=requests",
+                    Manner::Close,
+                    Expected::Exact,
+                )
+                .load_as("/downstream?client=urllib3", Manner::Close, Expected::Exact)
+                .load_as(
+                    "/after?client=requests",
+                    Manner::Close,
+                    Expected::Refused("spans.no_parent.ended"),
+                )
+        });
+        run("uwsgi", models.collect());
     }
 }

@@ -4,11 +4,13 @@
 //!
 //! `cargo xtask test` runs it; it needs root.
 
+use std::process::Command;
+
 use anyhow::{Context, Result};
 use otel_ebpf_tests::agent::Agent;
 use otel_ebpf_tests::app::{App, Service};
 use otel_ebpf_tests::client::Connection;
-use otel_ebpf_tests::process::{PATIENCE, wait_for};
+use otel_ebpf_tests::process::{Group, PATIENCE, path_from, wait_for};
 use otel_ebpf_tests::trace::{Kind, brief, matching, only};
 use serde_json::json;
 
@@ -148,6 +150,40 @@ fn sessions_that_are_older_than_the_agent() -> Result<()> {
                 only(&ended.spans, Kind::Client, &id).assert_child_of(server);
             }
         }
+    }
+    Ok(())
+}
+
+/// HTTP/2, which client and server agree on inside TLS, is not taken for
+/// anything else, and the next connection's requests are told as ever.
+#[test]
+fn http2_inside_is_given_up() -> Result<()> {
+    const CLIENT: &str = "import httpx, sys\n\
+        client = httpx.Client(http2=True)\n\
+        for number in range(5):\n\
+        \x20   answer = client.get(f'{sys.argv[1]}?id=second-{number}')\n\
+        \x20   assert (answer.status_code, answer.http_version) == (200, 'HTTP/2'), answer\n";
+    let default = "../target/python/frameworks/bin/python";
+    let python = path_from("OTEL_EBPF_FRAMEWORKS_PYTHON", default)?;
+    let app = Service::hypercorn("servers.asgi_app")
+        .python(&python)
+        .tls()
+        .start()?;
+    let mut agent = Agent::attach_without_frames(&[app.server_pid()])?;
+    let mut command = Command::new(&python);
+    command
+        .args(["-c", CLIENT, &app.url("/")])
+        .env("SSL_CERT_FILE", app.certificate());
+    let mut client = Group::spawn("a client", &mut command)?;
+    let status = client.wait(PATIENCE)?;
+    assert!(status.success(), "{}", client.log());
+    get(&mut app.connect()?, "/?id=first")?;
+    agent.wait_for_spans(1)?;
+    let ended = agent.stop()?;
+    only(&ended.spans, Kind::Server, "id=first");
+    assert_eq!(ended.spans.len(), 1, "{}", brief(&ended.spans));
+    for counter in ["stream.muted.unknown_protocol", "spans.server"] {
+        assert_eq!(ended.counters.get(counter), 1, "{:#?}", ended.counters);
     }
     Ok(())
 }

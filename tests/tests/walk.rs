@@ -108,6 +108,7 @@ impl Traced {
             offsets: kernel::offsets()?,
             ring_bytes: 64 * 1024 * 1024,
             kernel_log: false,
+            table_entries: None,
         })?;
         let source = probes.source()?;
         let pid = app.pid();

@@ -5,6 +5,7 @@
 //! this gathers the lines, in the order of the groups' names, when the suite
 //! has run whole.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -52,7 +53,7 @@ pub(crate) fn report(whole: bool, untested: &[String]) -> Result<()> {
 }
 
 /// A load of a model.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Row {
     group: String,
     model: String,
@@ -132,7 +133,8 @@ const HEAD: &str = "\
 Written by `cargo xtask test attribution`; how it is measured is in
 [ARCHITECTURE.md](../../ARCHITECTURE.md#how-attribution-is-shown). Each row is a
 load on a real server, 64 requests in flight, of which every one makes one to
-five calls of its own.
+five calls of its own. The first table sums up the models: each must have had
+2,000 requests and more, or the run fails.
 
 * *placed*: calls under the very request that made them.
 * *unparented*: calls under no request. Each is counted by its reason.
@@ -162,6 +164,7 @@ fn markdown(rows: &[Row], untested: &[String]) -> String {
         let what = what.split(" (").next().unwrap_or(what);
         let _infallible = writeln!(text, "\nNot tested, since it was not to be had: {what}.");
     }
+    text.push_str(&models(rows));
     let mut group = "";
     for row in rows {
         if row.group != group {
@@ -190,6 +193,39 @@ fn markdown(rows: &[Row], untested: &[String]) -> String {
     text
 }
 
+/// What all loads of each model came to, on every interpreter.
+fn models(rows: &[Row]) -> String {
+    let mut found: Vec<(&Row, Vec<Row>)> = Vec::new();
+    for row in rows {
+        let same = |known: &Row| (&known.group, &known.model) == (&row.group, &row.model);
+        match found.iter_mut().find(|(known, _)| same(known)) {
+            Some((_, all)) => all.push(row.clone()),
+            None => found.push((row, vec![row.clone()])),
+        }
+    }
+    let mut text = String::from(
+        "\n## Models\n\n\
+         | model | of | interpreters | loads | requests | placed | unparented | misplaced |\n\
+         |---|---|--:|--:|--:|--:|--:|--:|\n",
+    );
+    for (first, all) in found {
+        let interpreters: BTreeSet<_> = all.iter().map(|row| &row.interpreter).collect();
+        let _infallible = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {} | {} | {} |",
+            first.model,
+            first.group.replace('_', " "),
+            interpreters.len(),
+            all.len(),
+            total(&all, |row| row.requests),
+            total(&all, |row| row.placed),
+            total(&all, |row| row.unparented),
+            total(&all, |row| row.misplaced)
+        );
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,6 +246,8 @@ mod tests {
         assert!(text.contains("\n## a group\n"), "{text}");
         let expected = "| uvicorn | `/gather` | 3.12 | 2 | 5 | 1 | 0 | exact |\n";
         assert!(text.contains(expected), "{text}");
+        let models = "| uvicorn | a group | 1 | 1 | 2 | 5 | 1 | 0 |\n";
+        assert!(text.contains(models), "{text}");
         let sum = "4 requests, 10 calls placed, 2 unparented, **0 misplaced**";
         assert!(text.contains(sum), "{text}");
         assert!(text.contains("CPython 3.99"), "{text}");

@@ -9,6 +9,7 @@
 //! `create_task` costs more, in every version of Python.
 
 mod load;
+mod postgres;
 mod report;
 mod sink;
 mod tasks;
@@ -22,13 +23,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use self::postgres::Postgres;
 use self::report::{AgentCost, Mode, Report, Run};
 use self::sink::Sink;
 use self::tasks::Cost;
 use crate::python::{Venv, every_interpreter};
 use crate::service::{Agent, AgentOptions, Running, Server, Service};
+use crate::test::database_servers;
 use crate::toolchain::{agent, ensure_programs, is_root};
-use crate::{interrupt, say, target};
+use crate::{interrupt, parity, say, target};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -38,6 +41,9 @@ pub(crate) struct Options {
     /// How often everything is measured
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Measures only the services whose name contains this
+    #[arg(long)]
+    service: Option<String>,
     /// Leaves the agent out
     #[arg(long, hide = true)]
     without_agent: bool,
@@ -47,6 +53,16 @@ struct Subject {
     name: &'static str,
     module: &'static str,
     server: Server,
+    database: Database,
+    /// What it is to keep of its throughput, per cent.
+    allowed: u32,
+}
+
+/// Where a service's items are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Database {
+    Sqlite,
+    Postgres,
 }
 
 const SUBJECTS: &[Subject] = &[
@@ -54,11 +70,22 @@ const SUBJECTS: &[Subject] = &[
         name: "FastAPI + SQLite, uvicorn",
         module: "bench_fastapi",
         server: Server::Uvicorn,
+        database: Database::Sqlite,
+        allowed: 97,
+    },
+    Subject {
+        name: "FastAPI + PostgreSQL, uvicorn",
+        module: "bench_postgres",
+        server: Server::Uvicorn,
+        database: Database::Postgres,
+        allowed: 98,
     },
     Subject {
         name: "Flask + SQLite, gunicorn gthread",
         module: "bench_flask",
         server: Server::GunicornThreads(8),
+        database: Database::Sqlite,
+        allowed: 97,
     },
 ];
 
@@ -78,7 +105,27 @@ struct Bench {
     agent: PathBuf,
     untraced: Venv,
     instrumented: Venv,
+    postgres: Option<WithPostgres>,
     measured: Duration,
+}
+
+/// What the services need that use PostgreSQL.
+struct WithPostgres {
+    untraced: Venv,
+    instrumented: Venv,
+    server: Postgres,
+}
+
+impl WithPostgres {
+    fn start() -> Result<Self> {
+        database_servers()?;
+        let (name, requirements) = parity::DATABASES;
+        Ok(Self {
+            untraced: Venv::ensure("databases", "requirements-databases.txt")?,
+            instrumented: Venv::ensure(name, requirements)?,
+            server: Postgres::start(OTHER_CORE)?,
+        })
+    }
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -97,7 +144,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     } else {
         agent()?
     };
+    let wanted = options.service.as_deref().unwrap_or_default();
+    let subjects: Vec<&Subject> = SUBJECTS
+        .iter()
+        .filter(|subject| subject.name.contains(wanted))
+        .collect();
+    if subjects.is_empty() {
+        bail!("there is no service {wanted:?}");
+    }
+    let postgres = subjects
+        .iter()
+        .any(|subject| subject.database == Database::Postgres)
+        .then(WithPostgres::start)
+        .transpose()?;
     let bench = Bench {
+        postgres,
         agent,
         untraced: Venv::ensure("apps", "requirements.txt")?,
         instrumented: Venv::ensure("otel", "requirements-otel.txt")?,
@@ -109,7 +170,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     modes.retain(|mode| !options.without_agent || !matches!(mode, Mode::Agent | Mode::Frameless));
     let mut report = Report::new(options.seconds, options.rounds);
     for round in 0..options.rounds {
-        for subject in SUBJECTS {
+        for &subject in &subjects {
             for mode in &modes {
                 interrupt::check()?;
                 let run = bench
@@ -123,7 +184,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                     mode.name(),
                     run.throughput
                 ));
-                report.add(subject.name, run);
+                report.add(subject.name, subject.allowed, run);
             }
         }
         modes.rotate_left(1);
@@ -132,7 +193,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     println!("{}", report.table());
     println!("{}", report.budgets());
     let mut document = report.json();
-    if !options.without_agent {
+    if !options.without_agent && wanted.is_empty() {
         let costs = bench.tasks(options.rounds)?;
         println!("{}", tasks::table(&costs));
         document["tasks"] = tasks::json(&costs);
@@ -162,7 +223,7 @@ impl Bench {
     fn measure(&self, subject: &Subject, mode: Mode) -> Result<Run> {
         let directory = tempfile::tempdir()?;
         let sink = Sink::start(OTHER_CORE)?;
-        let service = self.service(subject, mode, sink.address(), directory.path());
+        let service = self.service(subject, mode, sink.address(), directory.path())?;
         let mut service = service.start()?;
         let mut agent = match mode {
             Mode::Agent => Some(self.attach(&service, sink.address(), &[])?),
@@ -207,19 +268,31 @@ impl Bench {
         mode: Mode,
         sink: SocketAddr,
         directory: &'a Path,
-    ) -> Service<'a> {
+    ) -> Result<Service<'a>> {
+        let (untraced, instrumented, database) = match subject.database {
+            Database::Sqlite => {
+                let file = directory.join("stock.db").into();
+                (&self.untraced, &self.instrumented, ("APP_DATABASE", file))
+            }
+            Database::Postgres => {
+                let postgres = self.postgres.as_ref().context("no PostgreSQL")?;
+                let address = postgres.server.address.to_string().into();
+                let database = ("APP_POSTGRES", address);
+                (&postgres.untraced, &postgres.instrumented, database)
+            }
+        };
         let venv = match mode {
-            Mode::Untraced | Mode::Agent | Mode::Frameless => &self.untraced,
-            Mode::Sdk => &self.instrumented,
+            Mode::Untraced | Mode::Agent | Mode::Frameless => untraced,
+            Mode::Sdk => instrumented,
         };
         let mut prefix = pinned_to(SERVICE_CORE);
-        let mut env = vec![("APP_DATABASE", directory.join("stock.db").into())];
+        let mut env = vec![database];
         if mode == Mode::Sdk {
             prefix.push(venv.program("opentelemetry-instrument").into());
             env.extend(
                 [
                     ("OTEL_SERVICE_NAME", subject.module.to_owned()),
-                    ("OTEL_SEMCONV_STABILITY_OPT_IN", "http".to_owned()),
+                    ("OTEL_SEMCONV_STABILITY_OPT_IN", "http,database".to_owned()),
                     ("OTEL_TRACES_EXPORTER", "otlp".to_owned()),
                     ("OTEL_METRICS_EXPORTER", "none".to_owned()),
                     ("OTEL_LOGS_EXPORTER", "none".to_owned()),
@@ -229,7 +302,7 @@ impl Bench {
                 .map(|(name, value)| (name, value.into())),
             );
         }
-        Service {
+        Ok(Service {
             module: subject.module,
             server: subject.server,
             probe: PATH,
@@ -237,7 +310,7 @@ impl Bench {
             prefix,
             venv,
             logs: directory,
-        }
+        })
     }
 
     fn attach(&self, service: &Running, sink: SocketAddr, more: &[&str]) -> Result<Agent> {

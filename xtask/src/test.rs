@@ -21,10 +21,11 @@ const MINORS: RangeInclusive<u32> = 8..=13;
 /// Live tests that put a service under load for long, or measure: they have
 /// the machine for themselves. Of the others two run at a time, since much of
 /// their time is spent waiting for the kernel to detach probes.
-const ALONE: [&str; 6] = [
+const ALONE: [&str; 7] = [
     "attribution",
     "greenlets",
     "handoffs",
+    "limits",
     "servers",
     "stress",
     "walk",

@@ -41,6 +41,12 @@ pub(super) const SERVERS: &[Framework] = &[
                     Local("self"),
                     &[AIOHTTP, Attribute("_sock")],
                 ),
+                connection(
+                    Via::Socket,
+                    1,
+                    Local("self"),
+                    &[AIOHTTP, SESSION, CARRIER, Attribute("_sock")],
+                ),
                 connection(Via::Uvloop, 1, Local("self"), &[AIOHTTP]),
             ],
         )],
@@ -122,6 +128,18 @@ pub(super) const SERVERS: &[Framework] = &[
                     &[SANIC_PROTOCOL, SANIC_TRANSPORT, Attribute("_sock")],
                 ),
                 connection(
+                    Via::Socket,
+                    1,
+                    Local("self"),
+                    &[
+                        SANIC_PROTOCOL,
+                        SANIC_TRANSPORT,
+                        SESSION,
+                        CARRIER,
+                        Attribute("_sock"),
+                    ],
+                ),
+                connection(
                     Via::Uvloop,
                     1,
                     Local("self"),
@@ -176,6 +194,9 @@ pub(super) const SERVERS: &[Framework] = &[
     ),
 ];
 
+/// From asyncio's transport of a TLS session to the one that carries it.
+const SESSION: Go = Attribute("_ssl_protocol");
+const CARRIER: Go = Attribute("_transport");
 const AIOHTTP: Go = Slot("aiohttp.base_protocol", "BaseProtocol", "transport");
 const SANIC_PROTOCOL: Go = Slot("sanic.http.http1", "Http", "protocol");
 const SANIC_TRANSPORT: Go = Slot(
@@ -204,6 +225,7 @@ const fn server(name: &'static str, module: &'static str, rows: &'static [Row]) 
         routes: false,
         names: &[
             "asyncio.selector_events",
+            "asyncio.sslproto",
             "hypercorn.asyncio.tcp_server",
             "asyncio.streams",
             "tornado.iostream",

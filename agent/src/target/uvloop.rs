@@ -32,6 +32,8 @@
 //! | 184 | `io_watcher.fd` | |
 //!
 //! uvloop stores the transport in `data`, which lets every use check itself.
+//! The way from a TLS session's transport to the one below it is a matter of
+//! the kernel side alone, see `ebpf/src/servers.rs`.
 
 use pyframes::{Error, Layout, Memory};
 

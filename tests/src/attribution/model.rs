@@ -13,9 +13,8 @@ use crate::load::{Manner, Progress};
 use crate::process::path_from;
 use crate::python::Python;
 
-/// Requests of each load, where a model says nothing else. With those of its
-/// other loads, each server gets 2,000 and more.
-const REQUESTS: usize = 300;
+/// Requests that every model gets, over all its loads and interpreters.
+pub const WANTED: usize = 2_000;
 
 /// A model of concurrency: a service and its loads.
 pub struct Model {
@@ -35,6 +34,9 @@ pub struct Model {
     pub attach: Attach,
     /// Whether every process is named to the agent, or the one that serves.
     pub every_process: bool,
+    /// How many processes there must be before the agent comes: a server may
+    /// answer when it has not forked all of its workers.
+    pub processes: usize,
     /// Further arguments of the agent.
     pub agent: Vec<&'static str>,
     /// What happens to the service while it is under load. It ends when it is
@@ -45,7 +47,6 @@ pub struct Model {
     /// Whether of a load that must only not be misplaced some calls must be
     /// placed all the same.
     pub some_placed: bool,
-    n_requests: usize,
 }
 
 /// Something that is done to a service under load.
@@ -60,6 +61,16 @@ pub struct Request {
     pub manner: Manner,
     /// What is to come of it.
     pub expected: Expected,
+    /// How many requests it has, if that is not an even share of
+    /// [`WANTED`].
+    pub count: Option<usize>,
+}
+
+impl Request {
+    /// How many requests it has.
+    pub fn count(&self) -> usize {
+        self.count.unwrap_or(WANTED)
+    }
 }
 
 /// What is expected of a load's calls.
@@ -97,20 +108,24 @@ pub struct Interpreter {
 impl Model {
     /// A service that is yet to get its loads.
     pub fn new(name: &str, service: Service) -> Self {
+        Self::in_interpreter(name, service, Interpreter::main())
+    }
+
+    pub(super) fn in_interpreter(name: &str, service: Service, interpreter: Interpreter) -> Self {
         Self {
             name: name.to_owned(),
             service,
-            interpreter: Interpreter::main(),
+            interpreter,
             requests: Vec::new(),
             calls_tls: false,
             unowned: Vec::new(),
             attach: Attach::First,
             every_process: false,
+            processes: 1,
             agent: Vec::new(),
             meanwhile: None,
             failures_allowed: false,
             some_placed: true,
-            n_requests: REQUESTS,
         }
     }
 
@@ -132,14 +147,24 @@ impl Model {
             target,
             manner,
             expected,
+            count: None,
         });
         self
     }
 
-    /// How many requests each load has, unless `OTEL_EBPF_REQUESTS` says
-    /// otherwise.
-    pub fn requests(mut self, count: usize) -> Self {
-        self.n_requests = count;
+    /// How many requests the load has that was added last.
+    pub fn times(mut self, count: usize) -> Self {
+        if let Some(request) = self.requests.last_mut() {
+            request.count = Some(count);
+        }
+        self
+    }
+
+    /// How many requests every load has of which nothing was said.
+    pub fn each(mut self, count: usize) -> Self {
+        for request in &mut self.requests {
+            request.count.get_or_insert(count);
+        }
         self
     }
 
@@ -179,6 +204,12 @@ impl Model {
         self
     }
 
+    /// The same once there are so many.
+    pub fn every_process_of(mut self, processes: usize) -> Self {
+        self.processes = processes;
+        self.every_process()
+    }
+
     /// Further arguments of the agent.
     pub fn agent(mut self, arguments: &[&'static str]) -> Self {
         self.agent.extend(arguments);
@@ -196,14 +227,6 @@ impl Model {
     pub fn nothing_need_be_placed(mut self) -> Self {
         self.some_placed = false;
         self
-    }
-
-    /// Requests of each load.
-    pub fn count(&self) -> usize {
-        let wanted = std::env::var("OTEL_EBPF_REQUESTS").ok();
-        wanted
-            .and_then(|wanted| wanted.parse().ok())
-            .unwrap_or(self.n_requests)
     }
 }
 
@@ -305,6 +328,16 @@ impl Interpreter {
             found.prefix = vec!["chroot".into(), root.into()];
         }
         Ok(found)
+    }
+
+    /// One that starts nothing.
+    #[cfg(test)]
+    pub(super) fn named(label: &str) -> Self {
+        Self {
+            label: label.to_owned(),
+            program: PathBuf::new(),
+            prefix: Vec::new(),
+        }
     }
 
     /// Starts a service in it, by a command that starts the server's.
