@@ -10,6 +10,7 @@ mod greenlets;
 mod handoffs;
 mod lineage;
 mod message;
+mod pace;
 mod sqlite;
 mod tls;
 
@@ -25,6 +26,7 @@ use self::frameworks::{Moments, RELOOK};
 use self::greenlets::Following;
 use self::lineage::Lineage;
 pub use self::lineage::Traffic;
+use self::pace::Pace;
 use self::sqlite::SqliteCopies;
 use self::tls::{FileId, TlsCallers};
 use crate::instrumentations::{Disabled, Libraries};
@@ -35,7 +37,7 @@ use crate::remote::{self, Process};
 use crate::resource::{Host, Resource, Runtime};
 use crate::stats::counters;
 use crate::stream::Opening;
-use crate::target::interpreter::{Interpreter, InterpreterError, Location};
+use crate::target::interpreter::{Imports, Interpreter, InterpreterError, Location};
 use crate::target::placement::{self, Placement};
 use crate::target::process::{ProcessError, ProcessInfo};
 use crate::target::service::{TargetSettings, derive_service_name};
@@ -183,6 +185,8 @@ struct Tracee {
     /// Until when it is looked at again, as it may still be starting.
     until: Option<Instant>,
     next_look: Instant,
+    /// When it is looked at in full.
+    pace: Pace<Imports>,
     /// When to tell the operator that no Python was found yet.
     tell: Option<Instant>,
 }
@@ -293,6 +297,7 @@ impl Discovery {
             next_frameworks: Instant::now() + RELOOK,
             until: None,
             next_look: Instant::now(),
+            pace: Pace::new(),
             tell: None,
         };
         self.stats.processes.one();
@@ -369,6 +374,7 @@ impl Discovery {
         tracee.imported = Libraries::default();
         tracee.until = Some(now + PATIENCE);
         tracee.next_look = now;
+        tracee.pace = Pace::new();
         tracee.tell = Some(now + SILENCE);
         self.look(pid, probes, &mut changes, false);
         changes
@@ -480,6 +486,7 @@ impl Discovery {
                 next_frameworks: now + RELOOK,
                 until: Some(now + PATIENCE),
                 next_look: now + RETRY,
+                pace: Pace::new(),
                 tell: Some(now + SILENCE),
             },
         );
@@ -488,17 +495,21 @@ impl Discovery {
 
     /// Looks for the interpreter, or for modules that were loaded meanwhile.
     fn look(&mut self, pid: u32, probes: &mut Probes, changes: &mut Changes, urgent: bool) {
-        if !self.tracees.contains_key(&pid) {
+        let Some(tracee) = self.tracees.get_mut(&pid) else {
             return;
-        }
+        };
         let Ok(process) = open(pid) else {
             return;
         };
-        let known = self
-            .tracees
-            .get(&pid)
-            .is_some_and(|tracee| tracee.interpreter.is_some());
-        if known {
+        if let Some(interpreter) = &tracee.interpreter {
+            let imported = interpreter.imports(&process).ok();
+            let due = tracee.pace.due(imported, Instant::now());
+            if !due && !urgent {
+                if tracee.greenlets == Following::Imported {
+                    self.greenlets(pid, &process, probes);
+                }
+                return;
+            }
             self.greenlets(pid, &process, probes);
             self.modules(pid, &process, probes);
             self.handoffs(pid, &process, probes);

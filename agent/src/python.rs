@@ -49,7 +49,7 @@ use crate::insight::Insight;
 use crate::instrumentations::Libraries;
 use crate::remote::Process;
 use crate::stats::counters;
-use crate::target::interpreter::Interpreter;
+use crate::target::interpreter::{Imports, Interpreter};
 
 counters! {
     /// Counters of `python`.
@@ -143,7 +143,7 @@ struct State {
     /// Those that it has imported.
     present: Libraries,
     /// What `sys.modules` was at the last look.
-    imported: Option<modules::Extent>,
+    imported: Option<Imports>,
     looked: Option<Instant>,
     /// When to look even if nothing was imported.
     again: Option<Instant>,
@@ -205,12 +205,12 @@ impl Python {
             Entry::Vacant(place) => place.insert(State::new(pid, interpreter)?),
         };
         state.libraries = libraries;
-        let (modules, extent) = state.look(now, urgent)?;
+        let (modules, imported) = state.look(now, urgent)?;
         self.stats.looks.one();
         let first = state.group == 0;
         let mut preparation = Preparation::default();
         let changed = state.compile(&modules, &mut preparation);
-        state.imported = Some(extent);
+        state.imported = Some(imported);
         if !first && !changed {
             return None;
         }
@@ -355,7 +355,7 @@ impl State {
     }
 
     /// The modules, if they are worth a look now.
-    fn look(&mut self, now: Instant, urgent: bool) -> Option<(Modules, modules::Extent)> {
+    fn look(&mut self, now: Instant, urgent: bool) -> Option<(Modules, Imports)> {
         let due = self.looked.is_none_or(|looked| now >= looked + PAUSE);
         if !urgent && !due {
             return None;
@@ -364,8 +364,8 @@ impl State {
             memory: &self.process,
             layout: &self.layout,
         };
-        let extent = modules::extent(objects, self.main).ok()?;
-        let changed = self.imported != Some(extent);
+        let imported = Imports::read(&self.process, &self.layout, self.main).ok()?;
+        let changed = self.imported != Some(imported);
         let again = self.again.is_some_and(|again| now >= again);
         if !urgent && !changed && !again {
             return None;
@@ -373,7 +373,7 @@ impl State {
         let modules = modules::read(objects, self.main).ok()?;
         self.again = changed.then_some(now + AFTERWARDS);
         self.looked = Some(now);
-        Some((modules, extent))
+        Some((modules, imported))
     }
 
     /// Compiles the rows of what was imported; whether anything is new.

@@ -337,6 +337,9 @@ fn note(walk: &mut Walk, layout: &Layout, filter: &Filter) -> bool {
             walk.stack.flags |= stack_flag::VALUES_LOST;
         }
     }
+    if flags & recipes_flag::ANSWERS != 0 && walk.stack.moment == moment::RESPONSE {
+        return false;
+    }
     flags & recipes_flag::LAST == 0 || walk.whole != 0
 }
 
@@ -358,6 +361,18 @@ pub(crate) fn finish<C: Chain>(ctx: &C, walk: &mut Walk) {
     let used = walk.used;
     walk.stack.values_len = used.wrapping_sub(frames);
     let transfer = walk.transfer;
+    // An answer of which the frames tell nothing, as most of a server's own:
+    // nobody would learn anything from the record.
+    if used == 0 && walk.stack.moment == moment::RESPONSE {
+        count(Counter::Stacks);
+        count(Counter::StackSilent);
+        add(Counter::StackReads, walk.scratch.windows.reads());
+        C::release();
+        if transfer != 0 {
+            ctx.transfer();
+        }
+        return;
+    }
     // The compiler may know a bound and would drop the mask that shows one to
     // the verifier; the volatile read makes it forget.
     // SAFETY: `used` is a local; the record is as long as is said, as the

@@ -13,6 +13,8 @@ pub(super) enum Following {
     /// Not yet: it has not used any when it was looked at.
     #[default]
     Unused,
+    /// Not yet, but it may at any moment: greenlet is imported.
+    Imported,
     /// Yes, or it was tried and failed for good.
     Settled,
 }
@@ -34,7 +36,12 @@ impl Discovery {
             return;
         }
         let found = match greenlets::find(process, &interpreter) {
-            Ok(Use::Unused) => return,
+            Ok(Use::Unused) => {
+                if interpreter.has_module(process, "greenlet").unwrap_or(false) {
+                    tracee.greenlets = Following::Imported;
+                }
+                return;
+            }
             Ok(Use::Known(found)) => found,
             // The process changed while it was read, or has ended.
             Err(GreenletError::Process(_) | GreenletError::Objects(_)) => return,

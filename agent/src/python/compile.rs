@@ -154,6 +154,9 @@ impl<'a, M: Memory> Compiler<'a, M> {
         {
             recipes.flags |= recipes_flag::LAST;
         }
+        if row.answers {
+            into.entry(code.address).or_default().flags |= recipes_flag::ANSWERS;
+        }
         if row.foreign {
             into.entry(code.address).or_default().flags |= recipes_flag::FOREIGN;
             outcome.compiled += 1;

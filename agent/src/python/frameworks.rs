@@ -158,6 +158,9 @@ pub(super) struct Row {
     pub(super) place: Place,
     /// Whether nothing of interest lies outside such a frame.
     pub(super) last: bool,
+    /// Whether nothing outside such a frame tells of an answer that is given
+    /// within it.
+    pub(super) answers: bool,
     /// Whether each runs in a task that serves one connection and no other.
     pub(super) bound: bool,
     /// Whether what they begin was queued by others than their contexts tell.
@@ -270,6 +273,19 @@ pub(super) const fn row(
     Row {
         place: Place::Function(module, function),
         last: false,
+        answers: false,
+        bound: false,
+        foreign: false,
+        values,
+    }
+}
+
+/// As [`row`], for frames within which all that tells of an answer is.
+const fn answers(module: &'static str, function: &'static str, values: &'static [Want]) -> Row {
+    Row {
+        place: Place::Function(module, function),
+        last: false,
+        answers: true,
         bound: false,
         foreign: false,
         values,
@@ -280,6 +296,7 @@ const fn last(module: &'static str, function: &'static str, values: &'static [Wa
     Row {
         place: Place::Function(module, function),
         last: true,
+        answers: false,
         bound: false,
         foreign: false,
         values,

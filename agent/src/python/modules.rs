@@ -9,32 +9,6 @@ use super::objects::Objects;
 /// Modules by name.
 pub(super) type Modules = HashMap<String, u64>;
 
-/// What changes when a module is imported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Extent {
-    /// Address of the dictionary's keys.
-    keys: u64,
-    /// `dk_nentries`: grows with every new key.
-    entries: u64,
-    /// `ma_used`.
-    used: u64,
-}
-
-/// How many modules there are by now.
-pub(super) fn extent<M: Memory>(
-    objects: Objects<'_, M>,
-    interpreter: u64,
-) -> Result<Extent, Error> {
-    let Objects { memory, layout } = objects;
-    let dict = objects.field(interpreter, layout.interpreter.modules)?;
-    let keys = objects.field(dict, layout.dict.ma_keys)?;
-    Ok(Extent {
-        keys,
-        entries: memory.u64(keys.wrapping_add(u64::from(layout.dict_keys.dk_nentries)))?,
-        used: memory.u64(dict.wrapping_add(u64::from(layout.dict.ma_used)))?,
-    })
-}
-
 /// Every module.
 pub(super) fn read<M: Memory>(objects: Objects<'_, M>, interpreter: u64) -> Result<Modules, Error> {
     let Objects { memory, layout } = objects;

@@ -6,6 +6,7 @@
 //! place of the thread state is the one where the threads have theirs.
 
 mod evidence;
+mod imports;
 mod tss;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use pyframes::layout::{self, Layout, Series};
 use pyframes::{Memory, object as objects};
 
 use self::evidence::Evidence;
+pub use self::imports::Imports;
 pub use self::tss::Tss;
 use super::births::{self, Birth};
 use super::elf::{ElfError, MappedElf};
@@ -208,6 +210,11 @@ impl Interpreter {
         steady(|| {
             state::modules(process, &self.layout, self.main)?.get(process, &self.layout, name)
         })
+    }
+
+    /// What changes when the process imports something.
+    pub fn imports(&self, process: &Process) -> Result<Imports, pyframes::Error> {
+        Imports::read(process, &self.layout, self.main)
     }
 
     /// Whether the module `name` has been imported.

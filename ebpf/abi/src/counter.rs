@@ -111,12 +111,15 @@ pub enum Counter {
     /// Runs of statements of which nothing can be told: they were compiled
     /// anew and began again, or their end was not seen.
     QueriesVoid = 55,
+    /// Walks at an answer of which the frames tell nothing: no record is
+    /// written.
+    StackSilent = 56,
 }
 
 impl Counter {
     /// Every counter with its name as the operator reads it and whether it
     /// counts a loss.
-    pub const ALL: [(Self, &'static str, bool); 50] = [
+    pub const ALL: [(Self, &'static str, bool); 51] = [
         (Self::RecordsWritten, "kernel.records", false),
         (Self::DataRingFull, "kernel.lost.data_ring_full", true),
         (
@@ -199,5 +202,6 @@ impl Counter {
         (Self::QueryTableFull, "kernel.lost.query_table_full", true),
         (Self::QueriesVoid, "kernel.queries_void", false),
         (Self::QueryTextCut, "kernel.query_text_cut", false),
+        (Self::StackSilent, "kernel.silent_stacks", false),
     ];
 }

@@ -362,6 +362,9 @@ pub mod recipes_flag {
     /// What is begun within the frame was queued by somebody else than its
     /// context tells.
     pub const FOREIGN: u32 = 4;
+    /// Frames outside this one tell nothing of an answer that is given within
+    /// it: a walk at [`crate::record::moment::RESPONSE`] ends here.
+    pub const ANSWERS: u32 = 8;
     /// From this bit on the moments of all recipes together, one bit each;
     /// filled in where the recipes are handed to the kernel.
     pub const MOMENTS_SHIFT: u32 = 8;

@@ -4,8 +4,8 @@
 use super::Go::{Attribute, Key};
 use super::Start::Local;
 use super::{
-    Catchers, Framework, Go, Place, Role, Row, Start, Style, Want, answering, last, raised,
-    resetting, row,
+    Catchers, Framework, Go, Place, Role, Row, Start, Style, Want, answering, answers, last,
+    raised, resetting, row,
 };
 
 /// Every framework that is known.
@@ -73,6 +73,15 @@ pub(in crate::python) const FRAMEWORKS: &[Framework] = &[
                 )],
             ),
             row(
+                "starlette.routing",
+                "Route.handle",
+                &[answering(
+                    Role::LeafContext,
+                    Local("scope"),
+                    &[Key("fastapi"), Key("effective_route_context")],
+                )],
+            ),
+            row(
                 "starlette.applications",
                 "Starlette.__call__",
                 &[answering(
@@ -94,10 +103,14 @@ pub(in crate::python) const FRAMEWORKS: &[Framework] = &[
         handled: &[],
         unless: &[],
         rows: &[
-            row(
+            answers(
                 "starlette.routing",
                 "Route.handle",
-                &[answering(Role::Leaf, Local("self"), &[])],
+                &[
+                    answering(Role::Leaf, Local("self"), &[]),
+                    answering(Role::Root, Local("scope"), &[Key("router")]),
+                    answering(Role::Method, Local("scope"), &[Key("method")]),
+                ],
             ),
             row(
                 "starlette.routing",
@@ -156,6 +169,7 @@ pub(in crate::python) const FRAMEWORKS: &[Framework] = &[
             Row {
                 place: Place::WsgiServers,
                 last: true,
+                answers: false,
                 bound: false,
                 foreign: false,
                 values: &[
@@ -327,6 +341,7 @@ pub(in crate::python) const FRAMEWORKS: &[Framework] = &[
             Row {
                 place: Place::WsgiServers,
                 last: true,
+                answers: false,
                 bound: false,
                 foreign: false,
                 values: &[
@@ -380,6 +395,7 @@ pub(in crate::python) const FRAMEWORKS: &[Framework] = &[
             Row {
                 place: Place::WsgiServers,
                 last: true,
+                answers: false,
                 bound: false,
                 foreign: false,
                 values: &[
@@ -421,6 +437,7 @@ pub(in crate::python) const FRAMEWORKS: &[Framework] = &[
         rows: &[Row {
             place: Place::WsgiServers,
             last: true,
+            answers: false,
             bound: false,
             foreign: false,
             values: &[
@@ -601,11 +618,22 @@ pub(in crate::python) const FRAMEWORKS: &[Framework] = &[
         // What is wrong with the request.
         handled: &["gunicorn.http.errors.ParseException", "ssl.SSLError"],
         unless: &[],
-        rows: &[last(
-            "gunicorn.workers.base",
-            "Worker.handle_error",
-            &[answering(Role::Exception, Local("exc"), &[])],
-        )],
+        rows: &[
+            last(
+                "gunicorn.workers.base",
+                "Worker.handle_error",
+                &[answering(Role::Exception, Local("exc"), &[])],
+            ),
+            // What the application answers, and not the server for it.
+            Row {
+                place: Place::WsgiServers,
+                last: false,
+                answers: true,
+                bound: false,
+                foreign: false,
+                values: &[],
+            },
+        ],
     },
     Framework {
         name: "werkzeug",
