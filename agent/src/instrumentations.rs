@@ -58,6 +58,7 @@ const fn row(
 const HTTP: &str = "otel-ebpf.http";
 const POSTGRESQL: &str = "otel-ebpf.postgresql";
 const REDIS: &str = "otel-ebpf.redis";
+const SQLITE: &str = "otel-ebpf.sqlite";
 
 /// Every instrumentation whose spans we make too. A library may have a row in
 /// several scopes.
@@ -119,6 +120,8 @@ const ROWS: &[Row] = &[
     row("sqlalchemy", POSTGRESQL, Layer, &["sqlalchemy"]),
     row("tortoiseorm", POSTGRESQL, Layer, &["tortoise"]),
     row("redis", REDIS, Driver, &["redis"]),
+    row("sqlite3", SQLITE, Bare, &["sqlite3"]),
+    row("sqlalchemy", SQLITE, Layer, &["sqlalchemy"]),
 ];
 
 // A set has a bit for each.

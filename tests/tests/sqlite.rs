@@ -190,3 +190,16 @@ fn statements_of_an_event_loop_and_of_its_threads_are_under_their_requests() {
 fn statements_over_uvloop_are_under_their_requests() {
     check_loads(Service::uvloop("sqlite_app"), &["/loop", "/pool"]);
 }
+
+#[test]
+fn statements_are_left_out_where_the_service_turns_them_off() {
+    let service = Service::uvicorn("sqlite_app");
+    let scene = Scene::start(service.env("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "sqlite3"));
+    let agent = scene.attach();
+    scene.get("/loop?id=none&n=2");
+    let ended = agent.stop().expect("the end of the agent");
+    ended.counters.assert_nothing_lost();
+    assert_eq!(ended.counters.get("spans.disabled"), 2);
+    assert_eq!(ended.spans.len(), 1, "{}", brief(&ended.spans));
+    only(&ended.spans, Kind::Server, "/loop");
+}
