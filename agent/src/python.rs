@@ -16,6 +16,7 @@ mod message;
 mod modules;
 mod names;
 mod objects;
+mod pages;
 mod paths;
 mod resolve;
 mod rules;
@@ -41,6 +42,7 @@ use self::handlers::Handlers;
 use self::modules::Modules;
 use self::names::Names;
 use self::objects::Objects;
+use self::pages::Pages;
 use self::paths::Paths;
 use self::servers::SERVERS;
 use self::source::Sources;
@@ -163,6 +165,8 @@ pub struct Python {
     next_group: u32,
     /// Of every recipe id, less one, the framework and the value.
     wants: Vec<(usize, &'static Want)>,
+    /// What was read for stacks.
+    pages: Pages,
     /// What happened, counted.
     pub stats: PythonStats,
 }
@@ -181,6 +185,7 @@ impl Python {
             processes: HashMap::new(),
             next_group: 1,
             wants: wants.collect(),
+            pages: Pages::default(),
             stats: PythonStats::default(),
         }
     }
@@ -271,6 +276,7 @@ impl Python {
     /// A process ended, or runs another program now; returns the recipes that
     /// nobody needs any more.
     pub fn forgotten(&mut self, pid: u32) -> Vec<CodeKey> {
+        self.pages.clear();
         let Some(state) = self.processes.remove(&pid) else {
             return Vec::new();
         };
@@ -283,7 +289,8 @@ impl Python {
             self.stats.strangers.one();
             return None;
         };
-        let insight = resolve::insight(state, &self.wants, &self.stats, event);
+        self.pages.since(event.stack.at);
+        let insight = resolve::insight(state, &self.pages, &self.wants, &self.stats, event);
         match &insight {
             Some(_) => self.stats.insights.one(),
             None => self.stats.silent.one(),

@@ -8,6 +8,7 @@ use pyframes::{Memory, attribute};
 use super::exception::Teller;
 use super::frameworks::{Catchers, FRAMEWORKS, Role, Want};
 use super::objects::Objects;
+use super::pages::Pages;
 use super::paths::Style;
 use super::rules;
 use super::tree::{Leaf, Placed, member};
@@ -39,13 +40,14 @@ struct Told<'a> {
 /// What the stack of a process tells.
 pub(super) fn insight(
     state: &mut State,
+    pages: &Pages,
     wants: &[(usize, &'static Want)],
     stats: &PythonStats,
     event: &StackEvent<'_>,
 ) -> Option<Insight> {
     let stack = &event.stack;
     let objects = Objects {
-        memory: &state.process,
+        memory: &pages.of(stack.pid, &state.process),
         layout: &state.layout,
     };
     if stack.moment == moment::REQUEST {
