@@ -67,7 +67,19 @@ fn in_order<'a>(spans: &'a [Span], server: &Span) -> Vec<&'a Span> {
 
 #[test]
 fn tells_what_sqlite_did() {
-    let scene = Scene::start(Service::uvicorn("sqlite_app"));
+    let all = std::env::var("OTEL_EBPF_PYTHONS").expect("the interpreters");
+    let pythons: Vec<&str> = all
+        .split(':')
+        .filter_map(|one| one.split_once('=').map(|(_, path)| path))
+        .collect();
+    assert!(!pythons.is_empty(), "{all}");
+    for python in pythons {
+        tells_what_sqlite_did_in(python);
+    }
+}
+
+fn tells_what_sqlite_did_in(python: &str) {
+    let scene = Scene::start(Service::uvicorn("sqlite_app").python(python));
     let agent = scene.attach();
     scene.get("/details");
     let spans = spans_under(&agent, "/details", 17);
@@ -136,13 +148,14 @@ fn mark(span: &Span) -> Option<(String, usize)> {
     Some((id.to_owned(), call.parse().ok()?))
 }
 
-/// Puts a service under one load per path, all of them marked, and asserts
-/// that every query is under its own request.
-fn check_loads(service: Service, paths: &[&str]) {
+/// Puts a service under one load per path, all of them marked. Asserts that
+/// every query is told once, and under its own request or, if `placed` is
+/// false for its path, under none, which is counted.
+fn check_loads(service: Service, paths: &[(&str, bool)]) {
     let scene = Scene::start(service);
     let agent = scene.attach();
     let mut wanted = 0;
-    for (index, path) in paths.iter().enumerate() {
+    for (index, (path, _)) in paths.iter().enumerate() {
         let load = Load::new(&scene.app.address, path, &format!("load{index}"), REQUESTS);
         let sent = load.run();
         assert!(sent.failures.is_empty(), "{path}: {:#?}", sent.failures);
@@ -157,11 +170,27 @@ fn check_loads(service: Service, paths: &[&str]) {
     });
     let ended = agent.stop().expect("the agent ends");
     let mut seen = BTreeSet::new();
+    let mut alone = 0;
     for span in ended.spans.iter().filter(|span| span.kind == Kind::Client) {
         let Some((id, call)) = mark(span) else {
             continue;
         };
         assert!(seen.insert((id.clone(), call)), "{id} {call} twice");
+        assert_eq!(
+            span.number("db.response.returned_rows"),
+            Some(3),
+            "{span:#?}"
+        );
+        let (_, placed) = paths
+            .iter()
+            .enumerate()
+            .find(|(index, _)| id.starts_with(&format!("load{index}-")))
+            .map(|(_, path)| path)
+            .expect("a load");
+        if !placed && span.parent.is_none() {
+            alone += 1;
+            continue;
+        }
         let parent = ended
             .spans
             .iter()
@@ -171,24 +200,33 @@ fn check_loads(service: Service, paths: &[&str]) {
         });
         let own = parameter(parent.text("url.query"), "id");
         assert_eq!(own, Some(id.as_str()), "{span:#?} under {parent:#?}");
-        assert_eq!(
-            span.number("db.response.returned_rows"),
-            Some(3),
-            "{span:#?}"
-        );
     }
     all.unwrap_or_else(|error| panic!("{error:#}: {} of {wanted}", seen.len()));
     assert_eq!(seen.len(), wanted);
+    let counted: u64 = ended
+        .counters
+        .0
+        .iter()
+        .filter(|(name, _)| name.starts_with("spans.no_parent."))
+        .map(|(_, count)| count)
+        .sum();
+    assert!(counted >= alone, "{alone} alone: {:#?}", ended.counters);
 }
 
 #[test]
 fn statements_of_an_event_loop_and_of_its_threads_are_under_their_requests() {
-    check_loads(Service::uvicorn("sqlite_app"), &["/loop", "/pool"]);
+    check_loads(
+        Service::uvicorn("sqlite_app"),
+        &[("/loop", true), ("/pool", true)],
+    );
 }
 
 #[test]
 fn statements_over_uvloop_are_under_their_requests() {
-    check_loads(Service::uvloop("sqlite_app"), &["/loop", "/pool"]);
+    check_loads(
+        Service::uvloop("sqlite_app"),
+        &[("/loop", true), ("/pool", true)],
+    );
 }
 
 #[test]
@@ -202,4 +240,56 @@ fn statements_are_left_out_where_the_service_turns_them_off() {
     assert_eq!(ended.counters.get("spans.disabled"), 2);
     assert_eq!(ended.spans.len(), 1, "{}", brief(&ended.spans));
     only(&ended.spans, Kind::Server, "/loop");
+}
+
+/// A service that comes at SQLite through other libraries.
+fn through_libraries() -> Service {
+    let python = path_from(
+        "OTEL_EBPF_DATABASES_PYTHON",
+        "../target/python/databases/bin/python",
+    );
+    Service::uvicorn("sqlite_orms").python(python.expect("the interpreter"))
+}
+
+/// aiosqlite hands statements to a thread of its own: what that does for whom
+/// nobody tells, so that they have no parent.
+#[test]
+fn statements_through_other_libraries_are_under_their_requests_or_none() {
+    check_loads(
+        through_libraries(),
+        &[
+            ("/sqlalchemy", true),
+            ("/django", true),
+            ("/aiosqlite", false),
+            ("/sqlalchemy/async", false),
+        ],
+    );
+}
+
+#[test]
+fn tells_the_line_above_sqlalchemy_and_django() {
+    let scene = Scene::start(through_libraries());
+    let agent = scene.attach();
+    scene.get("/details");
+    let spans = spans_under(&agent, "/details", 2);
+    let server = only(&spans, Kind::Server, "/details");
+    let file = path_from("OTEL_EBPF_APPS", "apps").expect("the applications");
+    let file = file.join("sqlite_orms.py");
+    let source = std::fs::read_to_string(&file).expect("the application");
+    let found = in_order(&spans, server);
+    for comment in ["# Django's ORM", "# SQLAlchemy"] {
+        let line = source.lines().position(|line| line.ends_with(comment));
+        let line = line.and_then(|line| i64::try_from(line + 1).ok());
+        // Beside them Django sets its connection up, as the line has it do.
+        let of_line = found.iter().filter(|span| {
+            span.number("code.line.number") == line
+                && line.is_some()
+                && span.text("db.query.text").contains("items")
+        });
+        assert_eq!(of_line.count(), 1, "{comment}: {found:#?}");
+    }
+    for span in &found {
+        assert_eq!(span.text("code.function.name"), "sqlite_orms.details");
+    }
+    agent.stop().expect("the agent ends");
 }
