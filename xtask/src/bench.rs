@@ -9,10 +9,10 @@
 //! `create_task` costs more, in every version of Python.
 
 mod load;
+mod operations;
 mod postgres;
 mod report;
 mod sink;
-mod tasks;
 
 use std::ffi::OsString;
 use std::fs;
@@ -23,10 +23,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use self::operations::Cost;
 use self::postgres::Postgres;
 use self::report::{AgentCost, Mode, Report, Run};
 use self::sink::Sink;
-use self::tasks::Cost;
 use crate::python::{Venv, every_interpreter};
 use crate::service::{Agent, AgentOptions, Running, Server, Service};
 use crate::test::database_servers;
@@ -194,9 +194,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     println!("{}", report.budgets());
     let mut document = report.json();
     if !options.without_agent && wanted.is_empty() {
-        let costs = bench.tasks(options.rounds)?;
-        println!("{}", tasks::table(&costs));
-        document["tasks"] = tasks::json(&costs);
+        let costs = bench.operations(options.rounds)?;
+        println!("{}", operations::table(&costs));
+        document["operations"] = operations::json(&costs);
     }
     let file = target().join("bench/report.json");
     if let Some(directory) = file.parent() {
@@ -208,14 +208,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 impl Bench {
-    /// What tracing adds to the making of a task, in every version.
-    fn tasks(&self, rounds: usize) -> Result<Vec<Cost>> {
+    /// What tracing adds to single operations, in every version.
+    fn operations(&self, rounds: usize) -> Result<Vec<Cost>> {
         every_interpreter()
             .into_iter()
             .map(|(minor, interpreter)| {
                 interrupt::check()?;
                 let version = format!("3.{minor}");
-                tasks::measure(&version, &interpreter, &self.agent, rounds).context(version)
+                operations::measure(&version, &interpreter, &self.agent, rounds).context(version)
             })
             .collect()
     }

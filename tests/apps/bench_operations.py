@@ -1,6 +1,7 @@
 """What the benchmark counts of an interpreter itself: for each line on its
 standard input it prints one of JSON, nanoseconds for each `create_task` that
-is awaited (`create_task`) and for each `copy_context().run` (`copy_context`).
+is awaited (`create_task`), for each `copy_context().run` (`copy_context`) and
+for each row that SQLite finds by its primary key (`sqlite_select`).
 
 Of several short runs the fastest counts: what else the machine does only adds.
 """
@@ -8,12 +9,14 @@ Of several short runs the fastest counts: what else the machine does only adds.
 import asyncio
 import contextvars
 import json
+import sqlite3
 import sys
 import time
 
 RUNS = 15
 TASKS = 4000
 COPIES = 8000
+QUERIES = 4000
 
 
 async def nothing():
@@ -44,12 +47,31 @@ def of_copies():
     return best / COPIES
 
 
+def of_queries():
+    database = sqlite3.connect(":memory:")
+    database.execute("create table items (id integer primary key, name text)")
+    database.executemany("insert into items values (?, ?)", [(item, "lamp") for item in range(100)])
+
+    def find(item):
+        return database.execute("select name from items where id = ?", (item,)).fetchone()
+
+    best = float("inf")
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        for number in range(QUERIES):
+            find(number % 100)
+        best = min(best, time.perf_counter() - start)
+    database.close()
+    return best / QUERIES
+
+
 def main():
     print("ready", flush=True)
     for _ in sys.stdin:
         measured = {
             "create_task": asyncio.run(of_tasks()) * 1e9,
             "copy_context": of_copies() * 1e9,
+            "sqlite_select": of_queries() * 1e9,
         }
         print(json.dumps(measured), flush=True)
 

@@ -1,9 +1,10 @@
-//! What tracing adds to `create_task` and to `copy_context().run`, in each
-//! version of Python.
+//! What tracing adds to `create_task`, to `copy_context().run` and to a query of
+//! SQLite's by primary key, in each version of Python.
 //!
-//! Every one of them makes a context, and the agent has a probe where contexts
-//! come into being. The same process is measured untraced, then traced, round
-//! by round in one and the same interpreter; `tests/apps/bench_tasks.py` counts.
+//! The first two make a context, and the agent has a probe where contexts come
+//! into being; a query passes three. The same process is measured untraced,
+//! then traced, round by round in one and the same interpreter;
+//! `tests/apps/bench_operations.py` counts.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -19,7 +20,7 @@ use crate::python::apps;
 use crate::service::{Agent, AgentOptions};
 
 /// What is measured.
-const MEASURED: [&str; 2] = ["create_task", "copy_context"];
+const MEASURED: [&str; 3] = ["create_task", "copy_context", "sqlite_select"];
 
 /// The numbers of one version, nanoseconds.
 pub(super) struct Cost {
@@ -111,7 +112,7 @@ impl Program {
         let mut child = command
             .args(words)
             .arg(interpreter)
-            .arg(apps().join("bench_tasks.py"))
+            .arg(apps().join("bench_operations.py"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -157,7 +158,7 @@ mod tests {
     fn what_is_added_is_told_beside_what_it_is_added_to() {
         let cost = Cost {
             version: "3.12".to_owned(),
-            nanos: [[2000.0, 3000.0], [300.0, 1250.0]],
+            nanos: [[2000.0, 3000.0], [300.0, 1250.0], [4000.0, 8500.0]],
         };
         let text = table(std::slice::from_ref(&cost));
         let words: Vec<Vec<_>> = text
@@ -166,6 +167,7 @@ mod tests {
             .collect();
         assert_eq!(words[1], ["3.12", "create_task", "2000", "3000", "1000"]);
         assert_eq!(words[2], ["3.12", "copy_context", "300", "1250", "950"]);
+        assert_eq!(words[3], ["3.12", "sqlite_select", "4000", "8500", "4500"]);
         assert_eq!(json(&[cost])["3.12"]["copy_context"]["added_ns"], 950.0);
     }
 }
