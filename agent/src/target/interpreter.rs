@@ -11,6 +11,8 @@ mod tss;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use abi::map::{Target, target_flag};
 use object::elf::EM_X86_64;
@@ -142,7 +144,27 @@ impl Interpreter {
     ///
     /// Searches the program first, then files with Python in their name, then
     /// every other library: a server may embed the interpreter.
+    ///
+    /// What contradicts itself is looked at again, several times within an
+    /// eighth of a second: the loader maps a library as a whole before its
+    /// parts, and clears what must be zero after that.
     pub fn find(process: &Process) -> Result<Self, InterpreterError> {
+        let mut pause = SHORTEST_PAUSE;
+        loop {
+            match Self::look(process) {
+                Err(
+                    InterpreterError::LayoutMismatch { .. } | InterpreterError::UnknownVersion(_),
+                ) if pause <= LONGEST_PAUSE => {
+                    thread::sleep(pause);
+                    pause *= 2;
+                }
+                found => return found,
+            }
+        }
+    }
+
+    /// Finds it, as the process is at this moment.
+    fn look(process: &Process) -> Result<Self, InterpreterError> {
         let mut first_error = None;
         for mapped in candidates(process)? {
             match Self::in_image(process, &mapped) {
@@ -576,6 +598,11 @@ fn locate(process: &Process, address: u64) -> Result<Location, LocateError> {
 
 /// How far from its usual place `sys.modules` is searched, bytes.
 const MODULES_SEARCH: u32 = 512;
+
+/// Pauses between looks at an interpreter that contradicts itself; each is
+/// twice as long as the one before.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(64);
 
 /// How often an inconsistent reading is repeated.
 const REREADS: u32 = 3;
