@@ -10,6 +10,7 @@ import sys
 
 from django.conf import settings
 from django.core.management import execute_from_command_line
+from django.core.servers.basehttp import WSGIServer
 from django.http import HttpResponse, JsonResponse
 from django.urls import path
 
@@ -38,4 +39,7 @@ urlpatterns = [path("", index), path("downstream", downstream)]
 if __name__ == "__main__":
     # As the module of that name, it is the one that has the URLs.
     sys.modules["django_flows"] = sys.modules["__main__"]
+    # Of those who wait longer the kernel turns some away, and they try again
+    # after pauses that double.
+    WSGIServer.request_queue_size = 256
     execute_from_command_line(["manage.py", "runserver", "--noreload", sys.argv[1]])

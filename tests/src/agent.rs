@@ -14,6 +14,11 @@ use tempfile::TempDir;
 use crate::process::{Group, PATIENCE, Signal, empty_file, path_from, wait_for};
 use crate::trace::{Span, from_file, from_lines};
 
+/// Longest end of an agent that is waited for: the kernel takes 0.1 s and more
+/// for each probe, those of processes that have ended included, one after the
+/// other for all agents of the machine.
+const DETACHING: Duration = Duration::from_secs(180);
+
 /// How the agent is to be started; by default it writes its spans to a file.
 #[derive(Clone, Default)]
 pub struct AgentOptions {
@@ -196,7 +201,7 @@ impl Agent {
 
     /// Stops it with SIGINT.
     pub fn stop(self) -> Result<Ended> {
-        self.stop_with(Signal::INT, PATIENCE)
+        self.stop_with(Signal::INT, DETACHING)
     }
 
     /// Stops it with a signal; it has to end well, and in time.
