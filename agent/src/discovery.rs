@@ -5,6 +5,7 @@
 //! is named, forks, executes, listens or ends; it reads `/proc` and process
 //! memory and steers `probes`.
 
+mod files;
 mod frameworks;
 mod greenlets;
 mod handoffs;
@@ -22,13 +23,13 @@ use std::time::{Duration, Instant};
 use abi::map::{Connection, Descriptor, Target, target_flag};
 use abi::record::role;
 
+use self::files::{FileId, Files};
 use self::frameworks::{Moments, RELOOK};
 use self::greenlets::Following;
 use self::lineage::Lineage;
 pub use self::lineage::Traffic;
 use self::pace::Pace;
-use self::sqlite::SqliteCopies;
-use self::tls::{FileId, TlsCallers};
+use self::tls::Calls;
 use crate::instrumentations::{Disabled, Libraries};
 use crate::probes::{Hook, ProbeError, Probes};
 use crate::protocol::{Endpoint, Role};
@@ -217,8 +218,10 @@ pub struct Discovery {
     next_greenlet_epoch: u32,
     /// The last [`Target::epoch`] that was given.
     last_epoch: u32,
-    callers: TlsCallers,
-    copies: SqliteCopies,
+    /// Which files call OpenSSL, and where.
+    callers: Files<Arc<Calls>>,
+    /// Which files have SQLite.
+    copies: Files<sqlite::Found>,
     /// What happened, counted.
     pub stats: DiscoveryStats,
 }
@@ -235,8 +238,8 @@ impl Discovery {
             next_seed: SEEDED,
             next_greenlet_epoch: 1,
             last_epoch: 0,
-            callers: TlsCallers::default(),
-            copies: SqliteCopies::default(),
+            callers: Files::default(),
+            copies: Files::default(),
             stats: DiscoveryStats::default(),
         }
     }

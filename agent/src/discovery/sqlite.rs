@@ -1,38 +1,21 @@
 //! Finds the copies of SQLite in a process's files and probes them, also in
 //! files that are loaded later.
 
-use std::collections::{HashMap, HashSet};
-use std::os::unix::fs::MetadataExt as _;
+use std::collections::HashSet;
 
 use abi::map::{SqliteLayout, SqlitePlace};
 
-use super::tls::FileId;
+use super::files::FileId;
 use super::{Discovery, place};
 use crate::probes::{Hook, Probes};
-use crate::remote::{MappedFile, Process};
+use crate::remote::Process;
 use crate::target::elf::MappedElf;
 use crate::target::placement::result::Holder;
-use crate::target::sqlite::{Found, Sqlite, sqlite};
+pub(super) use crate::target::sqlite::Found;
+use crate::target::sqlite::{Sqlite, sqlite};
 
 /// The module that leads to SQLite.
 const MODULE: &str = "_sqlite3";
-/// Files remembered; beyond that all are looked at anew.
-const MAX_FILES: usize = 4096;
-
-/// What is known of files, over all processes.
-#[derive(Default)]
-pub(super) struct SqliteCopies {
-    known: HashMap<Content, Found>,
-}
-
-/// A file with its content: an inode is used again.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Content {
-    file: FileId,
-    size: u64,
-    changed: (i64, i64),
-}
-
 /// What is known of one process's SQLite.
 #[derive(Default)]
 pub(super) struct Followed {
@@ -42,31 +25,6 @@ pub(super) struct Followed {
     found: bool,
     /// That something cannot be followed was said and counted.
     told: bool,
-}
-
-impl SqliteCopies {
-    /// What a mapped file has of SQLite, and the file.
-    fn of(&mut self, process: &Process, mapped: &MappedFile) -> Option<(Found, MappedElf)> {
-        let image = MappedElf::open(process, mapped).ok()?;
-        let metadata = image.elf.metadata().ok()?;
-        let content = Content {
-            file: (image.device, image.inode),
-            size: metadata.size(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        };
-        if let Some(&known) = self.known.get(&content) {
-            return Some((known, image));
-        }
-        let found = sqlite(&image.elf).unwrap_or_else(|error| {
-            tracing::debug!(path = %image.path.display(), %error, "cannot look for SQLite");
-            Found::Nothing
-        });
-        if self.known.len() >= MAX_FILES {
-            self.known.clear();
-        }
-        self.known.insert(content, found);
-        Some((found, image))
-    }
 }
 
 impl Discovery {
@@ -84,7 +42,11 @@ impl Discovery {
             if !tracee.sqlite.searched.insert((first.device, first.inode)) {
                 continue;
             }
-            let Some((found, image)) = self.copies.of(process, mapped) else {
+            let Ok(image) = MappedElf::open(process, mapped) else {
+                continue;
+            };
+            let look = |image: &MappedElf| sqlite(&image.elf);
+            let Some(found) = self.copies.of(&image, look, "SQLite") else {
                 continue;
             };
             match found {

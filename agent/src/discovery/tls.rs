@@ -1,87 +1,47 @@
 //! Finds the calls of OpenSSL in a process's files and probes them, also in
 //! files that are loaded later.
 
-use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 use abi::map::target_flag;
 
+use super::files::Files;
 use super::{Discovery, tell};
 use crate::probes::{Hook, Probes};
 use crate::remote::{MappedFile, Process};
 use crate::target::elf::MappedElf;
 use crate::target::tls::{TlsSite, sites};
 
-/// Device and inode of a mapped file.
-pub(super) type FileId = ((u32, u32), u64);
-
-/// What is known of files, over all processes.
-#[derive(Default)]
-pub(super) struct TlsCallers {
-    known: HashMap<Content, Arc<Calls>>,
-}
-
-/// A file with its content: an inode is used again.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Content {
-    file: FileId,
-    size: u64,
-    changed: (i64, i64),
-}
-
 /// The places in a file that are probed.
 #[derive(Default)]
-struct Calls {
+pub(super) struct Calls {
     sites: Vec<(TlsSite, u64)>,
     unseen: usize,
 }
 
-/// Files remembered; beyond that all are looked at anew.
-const MAX_FILES: usize = 4096;
-
-impl TlsCallers {
-    /// The calls of OpenSSL in a mapped file that may have some, and the file.
-    fn of(
-        &mut self,
-        process: &Process,
-        mapped: &MappedFile,
-        interpreter: bool,
-    ) -> Option<(Arc<Calls>, MappedElf)> {
-        let name = mapped.first().path.file_name()?.to_string_lossy();
-        if ["libssl", "libcrypto"]
-            .iter()
-            .any(|own| name.starts_with(own))
-        {
-            return None;
-        }
-        let image = MappedElf::open(process, mapped).ok()?;
-        if !(interpreter || name.starts_with("_ssl.") || image.elf.needs("libssl")) {
-            return None;
-        }
-        let metadata = image.elf.metadata().ok()?;
-        let content = Content {
-            file: (image.device, image.inode),
-            size: metadata.size(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        };
-        if let Some(known) = self.known.get(&content) {
-            return Some((Arc::clone(known), image));
-        }
-        let (sites, unseen) = match sites(&image.elf) {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::debug!(path = %image.path.display(), %error, "cannot look for TLS");
-                Default::default()
-            }
-        };
-        let calls = Arc::new(Calls { sites, unseen });
-        if self.known.len() >= MAX_FILES {
-            self.known.clear();
-        }
-        self.known.insert(content, Arc::clone(&calls));
-        Some((calls, image))
+/// The calls of OpenSSL in a mapped file that may have some, and the file.
+fn calls(
+    known: &mut Files<Arc<Calls>>,
+    process: &Process,
+    mapped: &MappedFile,
+    interpreter: bool,
+) -> Option<(Arc<Calls>, MappedElf)> {
+    let name = mapped.first().path.file_name()?.to_string_lossy();
+    if ["libssl", "libcrypto"]
+        .iter()
+        .any(|own| name.starts_with(own))
+    {
+        return None;
     }
+    let image = MappedElf::open(process, mapped).ok()?;
+    if !(interpreter || name.starts_with("_ssl.") || image.elf.needs("libssl")) {
+        return None;
+    }
+    let look = |image: &MappedElf| {
+        let (sites, unseen) = sites(&image.elf)?;
+        Ok(Arc::new(Calls { sites, unseen }))
+    };
+    Some((known.of(&image, look, "calls of OpenSSL")?, image))
 }
 
 impl Discovery {
@@ -104,7 +64,8 @@ impl Discovery {
             if !tracee.searched.insert(id) {
                 continue;
             }
-            let Some((calls, image)) = self.callers.of(process, mapped, own == Some(id)) else {
+            let found_calls = calls(&mut self.callers, process, mapped, own == Some(id));
+            let Some((calls, image)) = found_calls else {
                 continue;
             };
             self.stats.tls_unseen.add(calls.unseen as u64);

@@ -28,9 +28,10 @@ pub struct Sqlite {
 }
 
 /// What a file has of SQLite.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Found {
     /// Nothing.
+    #[default]
     Nothing,
     /// A copy whose code does not tell enough: what is missing.
     Unclear(&'static str),
