@@ -96,15 +96,16 @@ const BIRTHS: [(Holder, &str, &str); 8] = [
     (Holder::R15, "copied_in_r15", "created_in_r15"),
 ];
 
-/// Tables that evict the least used, which costs a parent, a join or what a
-/// TLS session transfers, and never gives a wrong parent.
-const EVICTING: [&str; 6] = [
+/// Tables that evict the least used, which costs a parent, a join, a span of
+/// SQLite or what a TLS session transfers, and never gives a wrong parent.
+const EVICTING: [&str; 7] = [
     "MUTED",
     "CONTEXTS",
     "GREENLETS",
     "WORK",
     "SESSIONS",
     "RECORDS",
+    "STATEMENTS",
 ];
 
 /// Threads that detach probes.
@@ -466,9 +467,9 @@ impl Probes {
         self.detach(gone);
     }
 
-    /// Detaches probes, several at a time: the kernel waits for each until no
-    /// processor can still be at it, and that for many at once as long as for
-    /// one.
+    /// Detaches probes by several threads: the kernel waits for each until no
+    /// processor can still be at it. Linux 6.18 lets only one wait at a time;
+    /// where others can, they do.
     fn detach(&mut self, gone: Vec<Hooked>) {
         let mut links = self.take_links(gone);
         let per_thread = links.len().div_ceil(DETACHERS).max(1);

@@ -87,7 +87,7 @@ pub(crate) fn begins(ctx: &ProbeContext) {
     };
     let statement = holder(ctx, layout.register);
     let Some(connection) = user::read::<u64>(statement, 0) else {
-        return;
+        return count(Counter::QueriesVoid);
     };
     let key = StatementKey {
         statement,

@@ -109,7 +109,7 @@ pub enum Counter {
     /// Statements of which not all of the text was copied.
     QueryTextCut = 54,
     /// Runs of statements of which nothing can be told: they were compiled
-    /// anew and began again, or their end was not seen.
+    /// anew and began again, their end was not seen, or they cannot be read.
     QueriesVoid = 55,
     /// Walks at an answer of which the frames tell nothing: no record is
     /// written.
