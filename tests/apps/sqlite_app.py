@@ -4,15 +4,16 @@ Each request of a load makes `n` queries, each of which carries the request's
 id and a number of its own as the name of a column.
 """
 
-import os
 import sqlite3
 import threading
 
 from fastapi import FastAPI
 
-FILE = os.environ["APP_DATABASE"]
+from sqlite_items import FILE, fill
+
 LOCAL = threading.local()
 app = FastAPI()
+fill()
 
 
 def connection():
@@ -20,16 +21,6 @@ def connection():
     if not hasattr(LOCAL, "connection"):
         LOCAL.connection = sqlite3.connect(FILE, timeout=30)
     return LOCAL.connection
-
-
-def fill():
-    with sqlite3.connect(FILE, timeout=30) as database:
-        database.execute("create table items (id integer primary key, name text unique)")
-        database.executemany("insert into items values (?, ?)", [(1, "lamp"), (2, "chair"), (3, "table")])
-    database.close()
-
-
-fill()
 
 
 def query(id, n):

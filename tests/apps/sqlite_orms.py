@@ -4,9 +4,6 @@ sqlite_orms:app`, with what `requirements-databases.txt` names).
 Each request of a load makes `n` queries, marked as those of `sqlite_app` are.
 """
 
-import os
-import sqlite3
-
 import aiosqlite
 import django
 from django.conf import settings
@@ -14,7 +11,8 @@ from fastapi import FastAPI
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-FILE = os.environ["APP_DATABASE"]
+from sqlite_items import FILE, fill
+
 settings.configure(
     DATABASES={
         "default": {
@@ -42,15 +40,6 @@ class Item(models.Model):
 app = FastAPI()
 engine = create_engine(f"sqlite:///{FILE}", pool_size=40)
 async_engine = create_async_engine(f"sqlite+aiosqlite:///{FILE}")
-
-
-def fill():
-    with sqlite3.connect(FILE, timeout=30) as database:
-        database.execute("create table items (id integer primary key, name text unique)")
-        database.executemany("insert into items values (?, ?)", [(1, "lamp"), (2, "chair"), (3, "table")])
-    database.close()
-
-
 fill()
 
 

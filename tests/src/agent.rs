@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::process::{Group, PATIENCE, Signal, empty_file, path_from, wait_for};
-use crate::trace::{Span, from_file, from_lines};
+use crate::trace::{Kind, Span, brief, children, from_file, from_lines};
 
 /// Longest end of an agent that is waited for: the kernel takes 0.1 s and more
 /// for each probe, those of processes that have ended included, one after the
@@ -197,6 +197,20 @@ impl Agent {
             let spans = self.spans().unwrap_or_default();
             format!("{}\nthere are {spans:#?}", self.group.log())
         })
+    }
+
+    /// Waits until so many spans are the children of the server span of a path;
+    /// returns all.
+    pub fn spans_under(&self, path: &str, count: usize) -> Result<Vec<Span>> {
+        let found = wait_for(&format!("{count} spans under {path}"), PATIENCE, || {
+            let spans = self.spans()?;
+            let server = spans
+                .iter()
+                .find(|span| span.kind == Kind::Server && span.text("url.path") == path);
+            let complete = server.is_some_and(|server| children(&spans, server).len() >= count);
+            Ok(complete.then_some(spans))
+        });
+        found.with_context(|| brief(&self.spans().unwrap_or_default()))
     }
 
     /// Stops it with SIGINT.

@@ -13,7 +13,7 @@ use otel_ebpf_tests::app::{App, Service};
 use otel_ebpf_tests::databases::Database;
 use otel_ebpf_tests::load::{Load, calls_of, parameter};
 use otel_ebpf_tests::process::{PATIENCE, path_from, wait_for};
-use otel_ebpf_tests::trace::{Kind, Span, brief, children, only};
+use otel_ebpf_tests::trace::{Kind, Span, children, only};
 use serde_json::json;
 
 /// Requests of each load, 64 at a time.
@@ -68,19 +68,6 @@ fn python() -> PathBuf {
         "../target/python/databases/bin/python",
     )
     .expect("the environment of the database clients")
-}
-
-/// The spans, once so many of them are the children of the server span.
-fn spans_under(agent: &Agent, path: &str, count: usize) -> Vec<Span> {
-    let found = wait_for(&format!("{count} queries of {path}"), PATIENCE, || {
-        let spans = agent.spans()?;
-        let server = spans
-            .iter()
-            .find(|span| span.kind == Kind::Server && span.text("url.path") == path);
-        let complete = server.is_some_and(|server| children(&spans, server).len() >= count);
-        Ok(complete.then_some(spans))
-    });
-    found.unwrap_or_else(|error| panic!("{error:#}: {}", brief(&agent.spans().unwrap_or_default())))
 }
 
 /// The id that a query was marked with, and its number.
@@ -182,7 +169,7 @@ fn queries_within_tls_are_told_as_others_are() {
     scene.get("/tls?id=load-0");
     let agent = scene.attach();
     scene.get("/tls?id=load-1");
-    let spans = spans_under(&agent, "/tls", 3);
+    let spans = agent.spans_under("/tls", 3).expect("the queries");
     let server = only(&spans, Kind::Server, "/tls");
     let mut texts: Vec<&str> = children(&spans, server)
         .iter()
@@ -222,7 +209,7 @@ fn tells_what_asynchronous_drivers_did() {
     let scene = Scene::start(Service::uvicorn("databases_app"));
     let agent = scene.attach();
     scene.get("/details");
-    let spans = spans_under(&agent, "/details", 8);
+    let spans = agent.spans_under("/details", 8).expect("the queries");
     let server = only(&spans, Kind::Server, "/details");
     assert_eq!(
         names(&spans, server),
@@ -289,7 +276,7 @@ fn tells_statements_as_the_application_wrote_them() {
     let scene = Scene::start(Service::gunicorn("databases_flask"));
     let agent = scene.attach();
     scene.get("/statements");
-    spans_under(&agent, "/statements", 4);
+    agent.spans_under("/statements", 4).expect("the queries");
     let ended = agent.stop().expect("the agent ends");
     let server = only(&ended.spans, Kind::Server, "/statements");
     let mut found = children(&ended.spans, server);
@@ -374,7 +361,7 @@ fn tells_what_drivers_of_threads_did() {
     let scene = Scene::start(Service::gunicorn("databases_flask"));
     let agent = scene.attach();
     scene.get("/details");
-    let spans = spans_under(&agent, "/details", 10);
+    let spans = agent.spans_under("/details", 10).expect("the queries");
     let server = only(&spans, Kind::Server, "/details");
     assert_eq!(
         names(&spans, server),

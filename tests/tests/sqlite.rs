@@ -45,19 +45,6 @@ impl Scene {
     }
 }
 
-/// The spans, once so many of them are the children of the server span.
-fn spans_under(agent: &Agent, path: &str, count: usize) -> Vec<Span> {
-    let found = wait_for(&format!("{count} queries of {path}"), PATIENCE, || {
-        let spans = agent.spans()?;
-        let server = spans
-            .iter()
-            .find(|span| span.kind == Kind::Server && span.text("url.path") == path);
-        let complete = server.is_some_and(|server| children(&spans, server).len() >= count);
-        Ok(complete.then_some(spans))
-    });
-    found.unwrap_or_else(|error| panic!("{error:#}: {}", brief(&agent.spans().unwrap_or_default())))
-}
-
 /// The children in the order of their begin.
 fn in_order<'a>(spans: &'a [Span], server: &Span) -> Vec<&'a Span> {
     let mut found = children(spans, server);
@@ -82,7 +69,7 @@ fn tells_what_sqlite_did_in(python: &str) {
     let scene = Scene::start(Service::uvicorn("sqlite_app").python(python));
     let agent = scene.attach();
     scene.get("/details");
-    let spans = spans_under(&agent, "/details", 17);
+    let spans = agent.spans_under("/details", 17).expect("the queries");
     let server = only(&spans, Kind::Server, "/details");
     let found = in_order(&spans, server);
     let names: Vec<&str> = found.iter().map(|span| &*span.name).collect();
@@ -271,7 +258,7 @@ fn tells_the_line_above_sqlalchemy_and_django() {
     let scene = Scene::start(through_libraries());
     let agent = scene.attach();
     scene.get("/details");
-    let spans = spans_under(&agent, "/details", 2);
+    let spans = agent.spans_under("/details", 2).expect("the queries");
     let server = only(&spans, Kind::Server, "/details");
     let file = path_from("OTEL_EBPF_APPS", "apps").expect("the applications");
     let file = file.join("sqlite_orms.py");

@@ -3,10 +3,11 @@
 //! Each service runs pinned to the first core; the load, the agent and the
 //! receiver of spans share the second. A round measures the service untraced,
 //! traced by the agent with and without stack walks, and under
-//! `opentelemetry-instrument`, each in a fresh process; the order turns from round to round, so that a machine that slows
-//! down favors nobody. Numbers are reported beside the budgets and never fail
-//! the task: machines differ, ratios less so. Then `tasks` measures what a
-//! `create_task` costs more, in every version of Python.
+//! `opentelemetry-instrument`, each in a fresh process; the order turns from
+//! round to round, so that a machine that slows down favors nobody. Numbers are
+//! reported beside the budgets and never fail the task: machines differ, ratios
+//! less so. Then `operations` measures what single operations cost more, in
+//! every version of Python.
 
 mod load;
 mod operations;
