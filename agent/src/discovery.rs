@@ -521,7 +521,7 @@ impl Discovery {
             self.frameworks(pid, &process, probes, changes, urgent);
             return;
         }
-        let found = match Interpreter::find(&process) {
+        let found = match Interpreter::find_now(&process) {
             Ok(interpreter) => Some(interpreter),
             Err(error) => {
                 tracing::debug!(pid, %error, "no interpreter yet");

@@ -33,7 +33,7 @@ pub(super) fn found(pid: u32, process: &Process, interpreter: &Interpreter) -> S
 /// Why a process has no interpreter yet, for the operator.
 pub(super) fn no_python(pid: u32) -> Option<String> {
     let name = ProcessInfo::read(pid).ok()?;
-    let reason = Interpreter::find(&open(pid).ok()?).err()?;
+    let reason = Interpreter::find_now(&open(pid).ok()?).err()?;
     Some(format!(
         "no Python in process {pid} ({}) so far: {reason}; its children are followed",
         name.executable_name()

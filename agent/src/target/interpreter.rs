@@ -147,11 +147,12 @@ impl Interpreter {
     ///
     /// What contradicts itself is looked at again, several times within an
     /// eighth of a second: the loader maps a library as a whole before its
-    /// parts, and clears what must be zero after that.
+    /// parts, and clears what must be zero after that. For who asks once; who
+    /// asks again anyway does not wait ([`find_now`](Self::find_now)).
     pub fn find(process: &Process) -> Result<Self, InterpreterError> {
         let mut pause = SHORTEST_PAUSE;
         loop {
-            match Self::look(process) {
+            match Self::find_now(process) {
                 Err(
                     InterpreterError::LayoutMismatch { .. } | InterpreterError::UnknownVersion(_),
                 ) if pause <= LONGEST_PAUSE => {
@@ -163,8 +164,9 @@ impl Interpreter {
         }
     }
 
-    /// Finds it, as the process is at this moment.
-    fn look(process: &Process) -> Result<Self, InterpreterError> {
+    /// Finds it, as the process is at this moment: one that starts may seem to
+    /// contradict itself.
+    pub fn find_now(process: &Process) -> Result<Self, InterpreterError> {
         let mut first_error = None;
         for mapped in candidates(process)? {
             match Self::in_image(process, &mapped) {
