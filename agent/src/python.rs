@@ -602,7 +602,8 @@ input()
                 .is_none()
         );
 
-        python.forked(pid + 1, pid);
+        // The kernel gives no such number.
+        python.forked(i32::MAX.cast_unsigned(), pid);
         running.go_on();
         let second = python
             .prepare(&process, &interpreter, now + PAUSE, false, true)
