@@ -962,7 +962,7 @@ mod ownership_tests {
 #[cfg(test)]
 mod tests {
     use abi::map::Descriptor;
-    use abi::record::Data;
+    use abi::record::{Data, TAIL};
     use proptest::prelude::*;
     use zerocopy::FromZeros;
 
@@ -1581,7 +1581,7 @@ mod tests {
                 offset: owner.1,
             };
             data.at = at;
-            data.tail = *b"\r\n0\r\n\r\n\n";
+            data.tail[TAIL - 8..].copy_from_slice(b"\r\n0\r\n\r\n\n");
             Report::Data(Box::new(data), bytes)
         });
         prop_oneof![

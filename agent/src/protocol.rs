@@ -199,7 +199,7 @@ pub trait Parser: Send {
 
     /// Takes note of `count` bytes of one side that were transferred but not
     /// seen; `tail` holds the last of them where the kernel kept them (empty
-    /// or up to 8 bytes).
+    /// or up to `abi::record::TAIL` bytes).
     fn skip(&mut self, side: Side, count: u64, tail: &[u8], steps: &mut Vec<Step>);
 
     /// Takes note that the next request bytes were sent on behalf of another

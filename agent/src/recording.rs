@@ -35,7 +35,7 @@ use crate::source::{Event, decode};
 use crate::stream::Opening;
 
 /// First bytes of a recording: its format and the format's version.
-pub const HEADER: &[u8] = b"otel-ebpf events 1\n";
+pub const HEADER: &[u8] = b"otel-ebpf events 2\n";
 
 /// Longest recording, bytes: the writer stops before it.
 pub const MAX_BYTES: u64 = 256 << 20;
@@ -483,7 +483,7 @@ mod tests {
     fn refuses_other_files() {
         assert!(matches!(read(b""), Err(RecordingError::Header)));
         assert!(matches!(
-            read(b"otel-ebpf events 2\n"),
+            read(b"otel-ebpf events 1\n"),
             Err(RecordingError::Header)
         ));
     }

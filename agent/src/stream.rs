@@ -11,7 +11,7 @@ mod tls;
 use std::collections::HashMap;
 
 use abi::map::Descriptor;
-use abi::record::{self, Data, Owner, direction};
+use abi::record::{self, Data, Owner, TAIL, direction};
 
 pub use self::opening::Opening;
 use crate::insight::Insight;
@@ -526,7 +526,7 @@ impl Stream {
         }
         let unseen = u64::from(data.len).saturating_sub(bytes.len() as u64);
         if unseen > 0 {
-            let has_tail = data.len >= 8 && data.flags & record::flag::UNSEEN == 0;
+            let has_tail = data.len as usize >= TAIL && data.flags & record::flag::UNSEEN == 0;
             parser.skip(side, unseen, if has_tail { &data.tail } else { &[] }, steps);
         }
         self.last[way] = data.at;
@@ -799,7 +799,7 @@ mod tests {
         /// A transfer of which only the last bytes were seen.
         fn unseen(&mut self, way: u8, len: usize, tail: &[u8; 8]) {
             let mut data = self.record(1, way, len);
-            data.tail = *tail;
+            data.tail[TAIL - 8..].copy_from_slice(tail);
             self.streams.data(&data, b"", &mut self.out);
         }
 

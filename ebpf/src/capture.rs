@@ -2,7 +2,7 @@
 
 use abi::counter::Counter;
 use abi::map::{Connection, Target};
-use abi::record::{Data, Owner, direction, flag, kind, role};
+use abi::record::{Data, Owner, TAIL, direction, flag, kind, role};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::RawTracePointContext;
@@ -221,7 +221,7 @@ pub(crate) fn transfer(ctx: &RawTracePointContext) {
         Some(place) => place.context,
         None => 0,
     };
-    data.tail = [0; 8];
+    data.tail = [0; TAIL];
     stacks::at_transfer(ctx, pid_tgid, target, place, connection, way, finding);
     if pending.elements == BUFFER {
         return segment(
@@ -322,7 +322,7 @@ pub(crate) fn plaintext(
             Some(place) => place.context,
             None => 0,
         },
-        tail: [0; 8],
+        tail: [0; TAIL],
     };
     segment(&mut data, &mut connection.budget, address, clamp(len));
 }
@@ -360,7 +360,7 @@ pub(crate) fn held(
             Some(place) => place.context,
             None => 0,
         },
-        tail: [0; 8],
+        tail: [0; TAIL],
     };
     let mut whole = budget(role::CLIENT, direction::SENT);
     segment(
@@ -459,7 +459,7 @@ fn unseen(data: &mut Data, len: u64) {
     data.flags = flag::UNSEEN;
     data.len = clamp(len);
     data.captured = 0;
-    data.tail = [0; 8];
+    data.tail = [0; TAIL];
     headless(data);
 }
 
@@ -492,11 +492,11 @@ fn segment(data: &mut Data, left: &mut u32, address: u64, len: u32) {
     *left = budget.saturating_sub(captured);
     data.len = len;
     data.captured = captured;
-    data.tail = [0; 8];
+    data.tail = [0; TAIL];
     if captured < len {
         add(Counter::BytesOverBudget, u64::from(len - captured));
-        if len >= 8
-            && let Some(tail) = user::read::<[u8; 8]>(address, i64::from(len) - 8)
+        if len >= TAIL as u32
+            && let Some(tail) = user::read::<[u8; TAIL]>(address, i64::from(len) - TAIL as i64)
         {
             data.tail = tail;
         }

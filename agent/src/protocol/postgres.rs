@@ -14,9 +14,10 @@
 //!
 //! `message` reads frames, `detect` recognises the protocol, `statements` has
 //! what is remembered, `series` what is not answered, `operation` what an
-//! exchange says.
+//! exchange says, `ending` what the last bytes of a long answer prove.
 
 mod detect;
+mod ending;
 mod message;
 mod operation;
 mod series;
@@ -25,6 +26,7 @@ mod statements;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use self::ending::Columns;
 use self::message::{Found, STARTUP, number, requests, responses, string};
 use self::operation::{Failure, Pending, Reply};
 use self::series::{Group, GroupKind, Half};
@@ -343,13 +345,18 @@ impl Postgres {
             }
             b'B' => {
                 let portal = string(&mut body);
-                let statement = string(&mut body).and_then(|name| self.statements.get(name));
+                let prepared = string(&mut body).and_then(|name| self.statements.get(name));
+                let (statement, columns) = match prepared {
+                    Some(prepared) => (Some(prepared.statement), prepared.columns),
+                    None => (None, Columns::Unknown),
+                };
                 self.continues(statement.as_ref(), steps);
                 if let Some(portal) = portal {
                     self.statements.bind(portal, statement.clone());
                 }
                 if let Some(pending) = self.newest() {
                     pending.statement = statement;
+                    pending.columns = columns;
                 }
             }
             b'E' => {
@@ -365,6 +372,11 @@ impl Postgres {
                     if pending.statement.is_none() {
                         pending.statement = statement;
                     }
+                }
+            }
+            b'D' if body.byte() == Some(b'S') => {
+                if let Some(pending) = self.newest() {
+                    pending.described = true;
                 }
             }
             b'C' => match (body.byte(), string(&mut body)) {
@@ -558,6 +570,9 @@ impl Postgres {
             b'Z' => self.ready(steps),
             b'E' => self.error(Failure::State(operation::state(body)), steps),
             _ => {
+                if kind == b'T' {
+                    self.columns(body);
+                }
                 let Some(reply) = Reply::of(kind, body) else {
                     return;
                 };
@@ -568,6 +583,17 @@ impl Postgres {
                 }
                 self.end_answered(steps);
             }
+        }
+    }
+
+    /// The columns of a statement, or of the rows that follow.
+    fn columns(&mut self, body: &[u8]) {
+        let Some(pending) = self.groups.front_mut().and_then(Group::current) else {
+            return;
+        };
+        pending.columns = Columns::of(body, pending.described);
+        if let (true, Some(name)) = (pending.described, &pending.parsed) {
+            self.statements.describe(name, pending.columns);
         }
     }
 
@@ -665,6 +691,7 @@ impl Postgres {
         }
         self.response.tail.clear();
         self.response.note(tail);
+        self.response.blind |= tail.is_empty();
         self.ready_by_tail(steps);
     }
 
@@ -672,6 +699,7 @@ impl Postgres {
     fn lose_responses(&mut self, defect: Defect, steps: &mut Vec<Step>) {
         self.response.frames.lose();
         self.response.tail.clear();
+        self.response.blind = defect != Defect::Gap;
         if self.pipelined {
             return self.mute(defect, steps);
         }
@@ -690,9 +718,13 @@ impl Postgres {
             return;
         }
         let last: Vec<u8> = self.response.tail.iter().copied().collect();
-        let [before, end, b'Z', 0, 0, 0, 5, b'I' | b'T' | b'E'] = *last.as_slice() else {
+        let [.., before, end, b'Z', 0, 0, 0, 5, b'I' | b'T' | b'E'] = *last.as_slice() else {
             return;
         };
+        let rows = ending::rows(&last).filter(|rows| {
+            let front = self.groups.front().filter(|_| !self.response.blind);
+            front.is_some_and(|group| group.may_end_with(*rows))
+        });
         let failure = match (before, end) {
             // A command's tag, which ends with a word or a number.
             (before, 0) if before.is_ascii_alphanumeric() => None,
@@ -706,6 +738,7 @@ impl Postgres {
         if let Some(group) = self.groups.front_mut() {
             group.uncertain = true;
             if let Some(pending) = group.current() {
+                pending.counted = rows;
                 match failure {
                     None => pending.completed = pending.completed.max(1),
                     Some(failure) if pending.failure.is_none() => pending.failure = Some(failure),
@@ -764,13 +797,16 @@ fn abandon(pending: Pending, reason: Defect, steps: &mut Vec<Step>) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::attribute::Value;
     use crate::protocol::Verdict;
     use crate::protocol::conversation::{
         Event, apply, brief, check_balance, check_golden, check_splits, check_truncation,
-        connection, golden, run, split,
+        connection, fixtures, golden, run, split,
     };
 
     /// A message: its type and its body.
@@ -1100,11 +1136,21 @@ mod tests {
         events.push(req(&[query("select 1")]));
         events.push(res(&[complete("SELECT 1"), ready()]));
         check(&events, "begin 0; end 0 select, rows 0");
-        let mut events = vec![req(&[ssl]), res(&[b"S".to_vec()])];
-        events.extend(vec![req(&[vec![22]]); 63]);
-        check(&events, "");
-        events.push(req(&[vec![22]]));
-        check(&events, "mute Encrypted");
+        // As libpq asks: for the one, then for the other, then for none.
+        let gss = vec![0, 0, 0, 8, 4, 210, 22, 48];
+        let mut events = vec![req(std::slice::from_ref(&gss)), res(&[b"N".to_vec()])];
+        events.extend([req(std::slice::from_ref(&ssl)), res(&[b"N".to_vec()])]);
+        events.extend(opened());
+        events.push(req(&[query("select 1")]));
+        events.push(res(&[complete("SELECT 1"), ready()]));
+        check(&events, "begin 0; end 0 select, rows 0");
+        for (asked, granted) in [(ssl, b"S"), (gss, b"G")] {
+            let mut events = vec![req(&[asked]), res(&[granted.to_vec()])];
+            events.extend(vec![req(&[vec![22]]); 63]);
+            check(&events, "");
+            events.push(req(&[vec![22]]));
+            check(&events, "mute Encrypted");
+        }
         let cancel = [&[0, 0, 0, 16, 4, 210, 22, 46][..], &[1; 8]].concat();
         check(&[req(&[cancel]), Event::Close], "");
     }
@@ -1162,6 +1208,91 @@ mod tests {
             res(&[complete("SELECT 1"), ready()]),
         ]);
         check(&events, "begin 0; end 0 select a, rows 1");
+    }
+
+    /// A description of one column of this type, sent as text.
+    fn described(kind: u8) -> Vec<u8> {
+        let body = [b"\0\x01a\0\0\0\0\0\0\0\0\0\0", &[kind][..], &[0; 8]].concat();
+        message(b'T', &body)
+    }
+
+    #[test]
+    fn a_long_answer_says_at_its_end_how_many_rows_it_had() {
+        let ended = [complete("SELECT 4000"), ready()].concat();
+        let unseen = |tail: &[u8]| skip(Side::Response, 100_000, tail);
+        let select = || req(&[query("select a from b;")]);
+        let begun = || res(&[described(25), rows(40)]);
+        let counted = "begin 0; end 0 select b, rows 4000";
+        let told = |conversation: Vec<Event>, expected: &str| {
+            check(&[opened(), conversation].concat(), expected);
+        };
+        told(vec![select(), begun(), unseen(&ended)], counted);
+        // In several transfers, the last of them seen as a whole.
+        let (first, second) = ended.split_at(7);
+        let seen = res(&[second.to_vec()]);
+        told(
+            vec![select(), begun(), unseen(b"row"), unseen(first), seen],
+            counted,
+        );
+        // As asyncpg and psycopg ask for it.
+        let described_first = vec![
+            req(&[parse("s1", "select a from b"), message(b'D', b"Ss1\0")]),
+            req(&[message(b'H', b"")]),
+            res(&[message(b'1', b""), message(b't', b"\0\0"), described(25)]),
+            req(&[bind("s1"), execute(), sync()]),
+            res(&[message(b'2', b""), rows(40)]),
+            unseen(&ended),
+            req(&[bind("s1"), execute(), sync()]),
+            res(&[message(b'2', b""), rows(40)]),
+            unseen(&ended),
+        ];
+        told(
+            described_first,
+            "begin 0; abandon 0 NoOperation; begin 1; end 1 select b, rows 4000; \
+             begin 2; end 2 select b, rows 4000",
+        );
+        let at_once = |columns| {
+            vec![
+                req(&[parse("", "select a from b"), bind("")]),
+                req(&[message(b'D', b"P\0"), execute(), sync()]),
+                res(&[message(b'1', b""), message(b'2', b""), columns, rows(40)]),
+                unseen(&ended),
+            ]
+        };
+        told(at_once(described(17)), counted);
+    }
+
+    #[test]
+    fn rows_that_are_not_certain_are_left_out() {
+        let ended = [complete("SELECT 4000"), ready()].concat();
+        let unseen = |tail: &[u8]| skip(Side::Response, 100_000, tail);
+        let uncounted = |conversation: &[Event]| {
+            let told = brief(&run(&PROTOCOL, &[&opened(), conversation].concat()));
+            assert!(told.contains("end 0"), "{told}");
+            assert!(!told.contains("rows"), "{told}");
+        };
+        let select = |text: &str| req(&[query(text)]);
+        let begun = || res(&[described(25), rows(40)]);
+        // Several statements, of which this is the last one's number.
+        uncounted(&[select("select 1; select 2"), begun(), unseen(&ended)]);
+        // Bytes of the answer are missing.
+        let missing = skip(Side::Response, 100, b"");
+        uncounted(&[select("select 1"), begun(), missing, unseen(&ended)]);
+        // More rows were seen than the server says there were.
+        let fewer = [complete("SELECT 39"), ready()].concat();
+        uncounted(&[select("select 1"), begun(), unseen(&fewer)]);
+        // No row came, so that it may be a table that was made.
+        let made = res(&[message(b'N', b"\0")]);
+        uncounted(&[select("create table a as select 1"), made, unseen(&ended)]);
+        // Columns that nobody described, or in whatever form.
+        uncounted(&[select("select 1"), res(&[rows(40)]), unseen(&ended)]);
+        uncounted(&[
+            req(&[parse("s1", "select a from b"), message(b'D', b"Ss1\0")]),
+            req(&[bind("s1"), execute(), sync()]),
+            res(&[message(b'1', b""), described(17), message(b'2', b"")]),
+            res(&[rows(40)]),
+            unseen(&ended),
+        ]);
     }
 
     #[test]
@@ -1276,6 +1407,46 @@ mod tests {
     #[test]
     fn survives_truncation_anywhere() {
         check_truncation(&PROTOCOL);
+    }
+
+    /// Rows of every exchange that tells any.
+    fn rows_told(steps: &[Step]) -> BTreeMap<u64, Value> {
+        let rows = steps.iter().filter_map(|step| match step {
+            Step::End { exchange, result } => {
+                let mut attributes = result.attributes.iter();
+                let found = attributes.find(|(key, _)| key == "db.response.returned_rows");
+                found.map(|(_, value)| (*exchange, value.clone()))
+            }
+            _ => None,
+        });
+        rows.collect()
+    }
+
+    #[test]
+    fn recorded_answers_that_are_cut_tell_the_same_rows_or_none() {
+        let mut kept = 0;
+        for (path, events) in fixtures(&PROTOCOL) {
+            let whole = rows_told(&run(&PROTOCOL, &events));
+            for (index, event) in events.iter().enumerate() {
+                let Event::Bytes(Side::Response, bytes) = event else {
+                    continue;
+                };
+                for at in (1..bytes.len().saturating_sub(1)).step_by(3).take(2000) {
+                    let (seen, missed) = bytes.split_at(at);
+                    let tail = &missed[missed.len().saturating_sub(32)..];
+                    let count = missed.len() as u64;
+                    let mut cut = events.clone();
+                    cut[index] = res(&[seen.to_vec()]);
+                    cut.insert(index + 1, skip(Side::Response, count, tail));
+                    for (exchange, rows) in rows_told(&run(&PROTOCOL, &cut)) {
+                        let expected = whole.get(&exchange);
+                        assert_eq!(Some(&rows), expected, "{} {index} {at}", path.display());
+                        kept += 1;
+                    }
+                }
+            }
+        }
+        assert!(kept > 1000, "{kept}");
     }
 
     fn piece() -> impl Strategy<Value = (Side, Vec<u8>)> {

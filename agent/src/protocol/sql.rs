@@ -30,6 +30,15 @@ pub struct Statement {
     pub summary: Option<String>,
 }
 
+impl Statement {
+    /// Whether it is certain that the text was one statement, and not several.
+    pub fn is_single(&self) -> bool {
+        let text = self.text.trim_end();
+        let text = text.strip_suffix(';').unwrap_or(text);
+        !text.is_empty() && self.text.len() < MAX_TEXT && !text.contains(';')
+    }
+}
+
 /// Describes a statement that is sent as a text of its own, so that anything
 /// in it may be data: all literals become `?`, comments go.
 pub fn describe(statement: &[u8], dialect: Dialect) -> Statement {

@@ -155,6 +155,9 @@ pub struct Owner {
     pub offset: u64,
 }
 
+/// Bytes of [`Data::tail`]: enough for a message or two that end an answer.
+pub const TAIL: usize = 32;
+
 /// Bytes that a target process received or sent on a connection.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -189,8 +192,8 @@ pub struct Data {
     pub owner: Owner,
     /// Address of the thread's current `PyContext`, or 0.
     pub context: u64,
-    /// The last bytes of the transfer, right-aligned.
-    pub tail: [u8; 8],
+    /// The last bytes of the transfer; zeros where all of it was copied.
+    pub tail: [u8; TAIL],
 }
 
 /// A connection came into being, or was found at its first use.

@@ -14,6 +14,8 @@ const MAX_LENGTH: u32 = 0x3fff_ffff;
 const MAX_STARTUP: u32 = 10_000;
 /// Bytes kept of a message that has names.
 const NAMES: usize = 512;
+/// Bytes kept of a description of columns: what is copied of an answer.
+const COLUMNS: usize = 4096;
 /// Type of a message that has none: start-up and what precedes it.
 pub(super) const STARTUP: u8 = 0;
 
@@ -76,8 +78,10 @@ pub(super) fn responses(kind: u8) -> Option<Rule> {
         b'C' => Rule::any(64),
         b'E' => Rule::any(1024),
         b'S' => Rule::any(128),
-        b'N' | b'A' | b'D' | b'T' | b't' | b'G' | b'H' | b'W' | b'd' | b'R' | b'K' | b'V'
-        | b'v' => Rule::any(0),
+        b'T' => Rule::any(COLUMNS),
+        b'N' | b'A' | b'D' | b't' | b'G' | b'H' | b'W' | b'd' | b'R' | b'K' | b'V' | b'v' => {
+            Rule::any(0)
+        }
         _ => return None,
     })
 }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use super::ending::Columns;
 use super::message::string;
 use crate::protocol::Exchange;
 use crate::protocol::database::{CONNECTION_CLOSED, OTHER, Operation, Server};
@@ -31,8 +32,14 @@ pub(super) struct Pending {
     /// Executions sent, and those answered.
     pub(super) executions: u64,
     pub(super) completed: u64,
+    /// It asks what columns its statement has, in whatever form.
+    pub(super) described: bool,
+    /// What its rows look like.
+    pub(super) columns: Columns,
     /// Rows that came, where they can come at all.
-    rows: Option<u64>,
+    pub(super) rows: Option<u64>,
+    /// Rows that came, some of them unseen.
+    pub(super) counted: Option<u64>,
     /// The command, as the server tells it.
     command: Option<String>,
     pub(super) failure: Option<Failure>,
@@ -99,7 +106,10 @@ impl Pending {
             bound_executed: false,
             executions: 0,
             completed: 0,
+            described: false,
+            columns: Columns::Unknown,
             rows: None,
+            counted: None,
             command: None,
             failure: None,
             uncertain: false,
@@ -162,7 +172,8 @@ impl Pending {
             Some(Failure::Skipped) => (None, Some(ABORTED.into())),
             Some(Failure::Closed) => (None, Some(CONNECTION_CLOSED.into())),
         };
-        let rows = self.rows.filter(|_| !self.uncertain && error.is_none());
+        let rows = self.rows.filter(|_| !self.uncertain).or(self.counted);
+        let rows = rows.filter(|_| error.is_none());
         Operation {
             namespace: database.cloned(),
             namespace_in_name: true,

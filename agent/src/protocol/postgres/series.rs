@@ -3,11 +3,9 @@
 
 use std::collections::VecDeque;
 
+use super::ending::{Columns, TAIL};
 use super::message::Frames;
 use super::operation::Pending;
-
-/// The last bytes of an answer: `ReadyForQuery` and two before it.
-const TAIL: usize = 8;
 
 /// One direction.
 #[derive(Debug, Default)]
@@ -19,6 +17,8 @@ pub(super) struct Half {
     pub(super) begun: u64,
     /// The last bytes, while nobody knows what they belong to.
     pub(super) tail: VecDeque<u8>,
+    /// Bytes are missing of which not even the last are known.
+    pub(super) blind: bool,
 }
 
 /// Messages up to a `Sync`, or one that is answered as if it were.
@@ -59,6 +59,30 @@ impl Group {
     }
 }
 
+impl Group {
+    /// Whether the number of rows at the end of its answer, of which messages
+    /// were not seen, is certain to be that of its only execution.
+    pub(super) fn may_end_with(&self, rows: u64) -> bool {
+        let (Some(pending), 1) = (self.pending.front(), self.pending.len()) else {
+            return false;
+        };
+        let single = match (self.kind, &pending.statement) {
+            (GroupKind::Extended, _) => true,
+            (GroupKind::Simple, Some(statement)) => statement.is_single(),
+            _ => false,
+        };
+        // Rows that came tell apart what only makes a table of them.
+        let came = pending.rows.is_some_and(|seen| 0 < seen && seen <= rows);
+        single
+            && came
+            && !self.uncertain
+            && !self.failed
+            && pending.failure.is_none()
+            && (pending.executions, pending.completed) == (1, 0)
+            && pending.columns == Columns::Distinct
+    }
+}
+
 impl Half {
     /// Keeps the last bytes.
     pub(super) fn note(&mut self, bytes: &[u8]) {
@@ -72,5 +96,6 @@ impl Half {
     pub(super) fn resume(&mut self) {
         self.frames.resume();
         self.tail.clear();
+        self.blind = false;
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use super::ending::Columns;
 use crate::protocol::sql::Statement;
 
 /// Statements and portals remembered per connection. Drivers keep about 100
@@ -12,19 +13,37 @@ const MAX_NAMES: usize = 256;
 /// Longest name; PostgreSQL cuts names at 63 bytes.
 const MAX_NAME: usize = 128;
 
+/// A statement that was prepared.
+#[derive(Clone, Debug)]
+pub(super) struct Prepared {
+    pub(super) statement: Arc<Statement>,
+    pub(super) columns: Columns,
+}
+
 /// What a connection has prepared.
 #[derive(Debug, Default)]
 pub(super) struct Statements {
-    prepared: Names<Arc<Statement>>,
+    prepared: Names<Prepared>,
     portals: Names<Option<Arc<Statement>>>,
 }
 
 impl Statements {
     pub(super) fn prepare(&mut self, name: &[u8], statement: &Arc<Statement>) {
-        self.prepared.insert(name, Arc::clone(statement));
+        let prepared = Prepared {
+            statement: Arc::clone(statement),
+            columns: Columns::Unknown,
+        };
+        self.prepared.insert(name, prepared);
     }
 
-    pub(super) fn get(&self, name: &[u8]) -> Option<Arc<Statement>> {
+    /// The server has described the columns of a statement's rows.
+    pub(super) fn describe(&mut self, name: &[u8], columns: Columns) {
+        if let Some(prepared) = self.prepared.known.get_mut(name) {
+            prepared.columns = columns;
+        }
+    }
+
+    pub(super) fn get(&self, name: &[u8]) -> Option<Prepared> {
         self.prepared.known.get(name).cloned()
     }
 
