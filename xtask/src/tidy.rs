@@ -60,6 +60,10 @@ const RULES: &[Rule] = &[
         check: structure::protocols,
     },
     Rule {
+        name: "what comes after the parsers names no protocol",
+        check: structure::nameless,
+    },
+    Rule {
         name: "a CPython layout is a file, a row and a recorded memory",
         check: structure::layouts,
     },

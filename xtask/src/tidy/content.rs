@@ -183,7 +183,7 @@ pub(super) fn links(tree: &Tree) -> Vec<Violation> {
 }
 
 /// Whether a path is one of these modules or lies below one.
-fn in_module(path: &str, modules: &[&str]) -> bool {
+pub(super) fn in_module(path: &str, modules: &[&str]) -> bool {
     modules.iter().any(|module| {
         path.strip_prefix(module)
             .is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))

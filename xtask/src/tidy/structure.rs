@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::content::in_module;
 use super::tree::{Tree, Violation, code};
 
 /// `BPF_OBJ_NAME_LEN` less the final zero (Linux, include/uapi/linux/bpf.h).
@@ -10,6 +11,14 @@ const MAX_MAP_NAME: usize = 15;
 const MAPS: &str = "ebpf/src/maps.rs";
 const PROTOCOL_TABLE: &str = "agent/src/protocol.rs";
 const PROTOCOL_FOLDER: &str = "agent/src/protocol/";
+/// Modules that tell no protocol from another.
+const NAMELESS: &[&str] = &[
+    "agent/src/stream",
+    "agent/src/tracer",
+    "agent/src/assemble",
+    "agent/src/batch",
+    "agent/src/signal",
+];
 const FIXTURES: &str = "tests/fixtures/";
 const LAYOUT_TABLE: &str = "pyframes/src/layout.rs";
 const LAYOUT_FOLDER: &str = "pyframes/src/layout/";
@@ -64,6 +73,28 @@ pub(super) fn protocols(tree: &Tree) -> Vec<Violation> {
         let folder = format!("{FIXTURES}{row}");
         if !tree.has(&folder) {
             violations.push(Violation::of_file(&folder, "the protocol has no fixtures"));
+        }
+    }
+    violations
+}
+
+/// What comes after the parsers knows no protocol by its name.
+pub(super) fn nameless(tree: &Tree) -> Vec<Violation> {
+    let names: Vec<String> = rows(tree, PROTOCOL_TABLE, "PROTOCOLS", "PROTOCOL")
+        .iter()
+        .map(|row| {
+            row.trim_end_matches(|c: char| c.is_ascii_digit())
+                .to_owned()
+        })
+        .collect();
+    let mut violations = Vec::new();
+    for (path, text) in tree.rust().filter(|(path, _)| in_module(path, NAMELESS)) {
+        for (index, line) in code(text) {
+            let lower = line.to_lowercase().replace("https://", "");
+            for name in names.iter().filter(|name| lower.contains(name.as_str())) {
+                let what = format!("{name} is a protocol's name");
+                violations.push(Violation::of_line(path, index, what));
+            }
         }
     }
     violations
@@ -185,6 +216,27 @@ mod tests {
                 "agent/src/protocol/redis.rs: a row of PROTOCOLS has no such file",
                 "agent/src/protocol/mysql.rs: is in no row of PROTOCOLS",
                 "tests/fixtures/redis: the protocol has no fixtures",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_protocol_that_is_named_after_the_parsers_is_found() {
+        let table = "pub const PROTOCOLS: &[Protocol] = &[http1::PROTOCOL,\n redis::PROTOCOL];\n";
+        let assemble =
+            "// Not so for HTTP.\nlet a = Redis;\n#[cfg(test)]\nmod tests {\n\"redis\"\n}";
+        let tree = Tree::of([
+            (PROTOCOL_TABLE, table),
+            ("agent/src/assemble.rs", assemble),
+            ("agent/src/signal/traces.rs", "let key = \"http.route\";"),
+            ("agent/src/protocol/redis.rs", "let a = Redis;"),
+        ]);
+        let found: Vec<String> = nameless(&tree).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            found,
+            [
+                "agent/src/assemble.rs:2: redis is a protocol's name",
+                "agent/src/signal/traces.rs:1: http is a protocol's name",
             ]
         );
     }
