@@ -662,6 +662,40 @@ mod tests {
     }
 
     #[test]
+    fn a_blocking_command_lasts_until_its_reply() {
+        check(
+            &[
+                req("BLPOP a 1"),
+                res("*-1\r\n"),
+                req("BLPOP a 0"),
+                res("*2\r\n$1\r\na\r\n$1\r\nb\r\n"),
+                req("XREAD BLOCK 0 STREAMS a 0"),
+                res("-UNBLOCKED no\r\n"),
+            ],
+            "begin 0; end 0 BLPOP; begin 1; end 1 BLPOP; \
+             begin 2; end 2 XREAD, failed UNBLOCKED",
+        );
+    }
+
+    #[test]
+    fn replies_of_resp3_are_replies_as_others_are() {
+        check(
+            &[
+                req("HGETALL a; SMEMBERS b; ZSCORE c d"),
+                res("%1\r\n+f\r\n+v\r\n~1\r\n+m\r\n,1.5\r\n"),
+                req("GET a"),
+                res("|1\r\n+ttl\r\n:5\r\n=7\r\ntxt:abc\r\n"),
+                req("GET a"),
+                res("!15\r\nWRONGTYPE a b c\r\n"),
+                req("EXISTS a"),
+                res(">2\r\n+invalidate\r\n_\r\n#t\r\n"),
+            ],
+            "begin 0; end 0 PIPELINE, x3; begin 1; end 1 GET; \
+             begin 2; end 2 GET, failed WRONGTYPE; begin 3; end 3 EXISTS",
+        );
+    }
+
+    #[test]
     fn a_closed_connection_fails_what_is_under_way() {
         check(
             &[req("BLPOP a 0"), Event::Close],
