@@ -7,7 +7,7 @@
 //! its end, so that the stack comes first in the ring.
 
 use abi::counter::Counter;
-use abi::map::{CodeKey, Connection, Filter, Target, recipes_flag, target_flag};
+use abi::map::{CodeKey, Connection, Filter, INNERMOST, Target, recipes_flag, target_flag};
 use abi::record::{Frame, Query, Stack, direction, kind, moment, role, stack_flag};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_NOEXIST;
@@ -308,12 +308,17 @@ fn note(walk: &mut Walk, layout: &Layout, filter: &Filter) -> bool {
         walk.stack.n_frames = index + 1;
         walk.used = (index + 1) * size_of::<Frame>() as u32;
     }
-    let key = CodeKey {
+    let mut key = CodeKey {
         code: frame.code,
         group: walk.stack.group,
         pad: 0,
     };
-    if !filter.has(&key) {
+    let mut known = filter.has(&key);
+    if !known && index == 0 && walk.stack.moment == moment::REQUEST {
+        key.code = INNERMOST;
+        known = filter.has(&key);
+    }
+    if !known {
         return true;
     }
     let Some(recipes) = RECIPES.get_ptr(key) else {
@@ -327,7 +332,7 @@ fn note(walk: &mut Walk, layout: &Layout, filter: &Filter) -> bool {
             walk.hits_len = hit + 1;
             let hit = &mut walk.hits[hit as usize % MAX_HITS];
             hit.frame = frame.address;
-            hit.code = frame.code;
+            hit.code = key.code;
             hit.index = u64::from(index);
             hit.near = walk.walker.near;
             let windows = &walk.scratch.windows;

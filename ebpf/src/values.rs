@@ -4,11 +4,11 @@
 //! verifier need not follow a loop over them.
 
 use abi::counter::Counter;
-use abi::map::{CodeKey, MAX_RECIPES, RAISED, Recipe, Recipes, UNTYPED, terminal};
+use abi::map::{ARGUMENT, CodeKey, MAX_RECIPES, RAISED, Recipe, Recipes, UNTYPED, terminal};
 use abi::record::{Frame, Owner, Traceback, Value, exception_detail, part, stack_flag, value};
 use pyframes::frame::NEAR_LOCALS;
 use pyframes::object::flag;
-use pyframes::{Layout, Memory, frame, recipe as machine, value as object};
+use pyframes::{Layout, Memory, argument, frame, recipe as machine, value as object};
 
 use crate::counters::count;
 use crate::maps::{BODY_BYTES, Hit, Local, MAX_HITS, RECIPES, Raised, Walk, step};
@@ -187,6 +187,14 @@ fn run(walk: &mut Walk, layout: &Layout, recipe: &Recipe, hit: u32, place: Place
     let raised = recipe.slot == RAISED;
     let start = if raised {
         User.u64(at(walk.tstate, layout.tstate.current_exception))
+    } else if recipe.slot == ARGUMENT {
+        let frame = walk.hits[hit as usize % MAX_HITS].frame;
+        let found = argument::first(&User, layout, frame, recipe.key, &mut walk.scratch);
+        if found.is_err() {
+            // The frame calls something else.
+            return false;
+        }
+        found
     } else {
         match variable(walk, layout, hit, recipe.slot) {
             None => Err(pyframes::Error::Unreadable),

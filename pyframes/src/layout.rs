@@ -452,6 +452,8 @@ pub struct CodeObject {
     pub co_kwonlyargcount: u32,
     /// `co_nlocals`.
     pub co_nlocals: u32,
+    /// `co_stacksize`, in words.
+    pub co_stacksize: u32,
     /// `co_flags`.
     pub co_flags: u32,
     /// `co_firstlineno`.

@@ -15,6 +15,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod argument;
 pub mod attribute;
 pub mod code;
 pub mod debug_offsets;

@@ -6,9 +6,11 @@ number of its own where spans show them: as the name of a column, or of a
 script that there is not.
 """
 
+import asyncio
 import os
+import signal
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import asyncpg
 import psycopg
@@ -126,6 +128,7 @@ async def details():
     """One of each, over connections of their own."""
     connection = await asyncpg.connect(host=HOST, port=int(PORT), user="me", database="shop", ssl=False)
     await connection.fetch("select * from items where id > $1", 0)
+    await connection.fetch("select * from items, generate_series(1, $1)", 1000)
     await connection.executemany("insert into items values ($1, $2)", [(n, "secret") for n in range(10, 13)])
     try:
         await connection.fetch("select * from nosuch")
@@ -138,4 +141,37 @@ async def details():
     async with client.pipeline(transaction=False) as pipeline:
         await pipeline.set("a", "secret").get("a").execute()
     await client.aclose()
+    return {}
+
+
+@app.get("/layers")
+async def layers():
+    """Through what lies above a driver, and several at once, over the pools."""
+    async with pools["sqlalchemy"].connect() as connection:
+        (await connection.execute(text("select name from items where id = :id"), {"id": 1})).all()
+    async with pools["psycopg"].connection() as connection, connection.pipeline():
+        cursors = [await connection.execute("select id from items where name = %s", (name,)) for name in ("a", "b")]
+        for cursor in cursors:
+            await cursor.fetchall()
+    await pools["redis"].set("a", "secret")
+    try:
+        await pools["redis"].lpush("a", "secret")
+    except ResponseError:
+        pass
+    return {}
+
+
+@app.get("/dying")
+async def dying():
+    """The server dies when it has sent a part of the answer."""
+    where = dict(host=HOST, port=int(PORT), user="me", database="shop", ssl=False)
+    connection, other = await asyncpg.connect(**where), await asyncpg.connect(**where)
+    statement = "select repeat('x', 9000), pg_sleep(60 * id) from generate_series(0, 1) as id"
+    query = asyncio.ensure_future(connection.fetch(statement))
+    waits = "select 1 from pg_stat_activity where pid = $1 and wait_event = 'PgSleep'"
+    while not await other.fetchval(waits, connection.get_server_pid()):
+        pass
+    os.kill(connection.get_server_pid(), signal.SIGKILL)
+    with suppress(OSError, asyncpg.PostgresError):
+        await query
     return {}

@@ -11,6 +11,7 @@ import psycopg2.pool
 import redis
 from django.conf import settings
 from flask import Flask, request
+from psycopg2.extras import RealDictCursor
 from redis.exceptions import ResponseError
 from sqlalchemy import create_engine, text
 
@@ -49,6 +50,9 @@ app = Flask(__name__)
 engine = create_engine(f"postgresql+psycopg2://me@{HOST}:{PORT}/shop", pool_size=4)
 pool = psycopg2.pool.ThreadedConnectionPool(4, 8, WHERE)
 client = redis.Redis(host=REDIS_HOST, port=int(REDIS_PORT))
+
+# What is long is read later, where it still is.
+LONG = "select id from items where " + " or ".join(["name = %s"] * 150)
 
 
 def queries():
@@ -116,9 +120,18 @@ def statements():
     with engine.connect() as connection:
         connection.execute(text("select name from items where id = :id and name <> :name"), {"id": 1, "name": "secret"})
     list(Item.objects.filter(id__in=[1, 2]).exclude(name="secret"))
-    many = " or ".join(["name = %s"] * 150)
+    connection = pool.getconn()
+    with connection.cursor() as cursor:
+        cursor.execute("select  id from items where name <> %s -- why", ("it's secret",))
+        cursor.execute("select  id from items where id = %(id)s", vars={"id": 1})
+        cursor.execute("select  id from items where id in %s and " + "name <> %s", ((1, 2), "secret"))
+    with connection.cursor(cursor_factory=RealDictCursor) as cursor:
+        for name in ("secret", "other"):
+            cursor.execute("select  name from items where name = %s", [name])
+    connection.commit()
+    pool.putconn(connection)
     with django_connection.cursor() as cursor:
-        cursor.execute(f"select id from items where {many}", ["secret"] * 150)
+        cursor.execute(LONG, ["secret"] * 150)
     return {}
 
 

@@ -182,7 +182,7 @@ fn queries_within_tls_are_told_as_others_are() {
         [
             "select $1::text as \"load-1_0\"",
             "select %s as \"load-1_1\"",
-            "select ? as \"load-1_2\"",
+            "select %s as \"load-1_2\"",
         ]
     );
     for span in children(&spans, server) {
@@ -209,12 +209,13 @@ fn tells_what_asynchronous_drivers_did() {
     let scene = Scene::start(Service::uvicorn("databases_app"));
     let agent = scene.attach();
     scene.get("/details");
-    let spans = agent.spans_under("/details", 8).expect("the queries");
+    let spans = agent.spans_under("/details", 9).expect("the queries");
     let server = only(&spans, Kind::Server, "/details");
     assert_eq!(
         names(&spans, server),
         [
             "select items",
+            "select items generate_series",
             "BATCH insert items",
             "select nosuch",
             "BEGIN",
@@ -248,6 +249,9 @@ fn tells_what_asynchronous_drivers_did() {
         "code.file.path": file.canonicalize().expect("the application"),
         "code.line.number": line("select * from items where"),
     }));
+    // Longer than what is copied of an answer.
+    let long = named(&spans, server, "select items generate_series")[0];
+    assert_eq!(long.number("db.response.returned_rows"), Some(2000));
     let batch = named(&spans, server, "BATCH insert items")[0];
     assert_eq!(batch.number("db.operation.batch.size"), Some(3));
     let failed = named(&spans, server, "select nosuch")[0];
@@ -272,11 +276,28 @@ fn tells_what_asynchronous_drivers_did() {
 }
 
 #[test]
+fn a_server_that_dies_fails_what_is_under_way() {
+    let scene = Scene::start(Service::uvicorn("databases_app"));
+    let agent = scene.attach();
+    scene.get("/dying");
+    let ended = agent.stop().expect("the agent ends");
+    let server = only(&ended.spans, Kind::Server, "/dying");
+    let mut failed = children(&ended.spans, server);
+    failed.retain(|span| span.error);
+    let [failed] = failed.as_slice() else {
+        panic!("{failed:#?}");
+    };
+    assert_eq!(failed.text("error.type"), "connection_closed");
+    assert_eq!(failed.name, "select generate_series", "{failed:#?}");
+    assert_eq!(failed.number("db.response.returned_rows"), None);
+}
+
+#[test]
 fn tells_statements_as_the_application_wrote_them() {
     let scene = Scene::start(Service::gunicorn("databases_flask"));
     let agent = scene.attach();
     scene.get("/statements");
-    agent.spans_under("/statements", 4).expect("the queries");
+    agent.spans_under("/statements", 9).expect("the queries");
     let ended = agent.stop().expect("the agent ends");
     let server = only(&ended.spans, Kind::Server, "/statements");
     let mut found = children(&ended.spans, server);
@@ -298,6 +319,11 @@ fn tells_statements_as_the_application_wrote_them() {
             "select name from items where id = %(id)s and name <> %(name)s",
             "SELECT \"items\".\"id\", \"items\".\"name\" FROM \"items\" \
              WHERE (\"items\".\"id\" IN (%s, %s) AND NOT (\"items\".\"name\" = %s))",
+            "select  id from items where name <> %s -- why",
+            "select  id from items where id = %(id)s",
+            "select  id from items where id in %s and name <> %s",
+            "select  name from items where name = %s",
+            "select  name from items where name = %s",
             &long,
         ]
     );
@@ -381,12 +407,13 @@ fn tells_what_drivers_of_threads_did() {
     let insert = named(&spans, server, "insert items")[0];
     assert_eq!(
         insert.text("db.query.text"),
-        "insert into items values (?, ?)"
+        "insert into items values (%s, %s)"
     );
     assert_eq!(insert.text("code.function.name"), "databases_flask.details");
     // More than a megabyte of rows.
     let long = named(&spans, server, "select items generate_series")[0];
     assert!(!long.error, "{long:#?}");
+    assert_eq!(long.number("db.response.returned_rows"), Some(1500));
     let failed = named(&spans, server, "LPUSH")[0];
     assert!(failed.error);
     assert_eq!(failed.text("error.type"), "WRONGTYPE");

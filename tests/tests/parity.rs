@@ -52,8 +52,10 @@ const FASTAPI_APP: &[Request] = &[
     get("/downstream?id=aiohttp&client=aiohttp", 200),
     get("/threadpool?id=requests&client=requests", 200),
 ];
-/// What the clients of databases are asked for.
+/// What the clients of databases are asked for, in threads and on an event
+/// loop.
 const QUERIES: &[Request] = &[get("/statements", 200), get("/details", 200)];
+const AWAITED: &[Request] = &[get("/details", 200), get("/layers", 200)];
 /// The framework of the cases that need databases.
 const DATABASES: &str = "databases";
 /// What the first request of each run carries (W3C Trace Context).
@@ -99,11 +101,7 @@ fn cases() -> Result<Vec<Case>> {
             Service::gunicorn("databases_flask"),
             QUERIES,
         ),
-        (
-            "databases_app",
-            Service::uvicorn("databases_app"),
-            &QUERIES[1..],
-        ),
+        ("databases_app", Service::uvicorn("databases_app"), AWAITED),
     ] {
         cases.push(Case {
             framework: DATABASES,

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use abi::map::{MAX_RECIPES, RAISED, Recipe, Recipes, recipes_flag};
+use abi::map::{ARGUMENT, INNERMOST, MAX_RECIPES, RAISED, Recipe, Recipes, recipes_flag};
 use pyframes::code::{self, Code};
 use pyframes::object::{check_instance, flag};
 use pyframes::recipe::{MAX_STEPS, Step, op};
@@ -85,6 +85,10 @@ impl<'a, M: Memory> Compiler<'a, M> {
                     .iter()
                     .map(|server| (server.module, server.function, Some(server)))
                     .collect(),
+                Place::Innermost => {
+                    self.innermost(row, id, into, &mut outcome);
+                    Vec::new()
+                }
             };
             for (module, function, server) in places {
                 let draft = Draft {
@@ -103,6 +107,35 @@ impl<'a, M: Memory> Compiler<'a, M> {
             id += row.values.len() as u32;
         }
         outcome
+    }
+
+    /// Adds the recipes for whatever frame is the innermost.
+    fn innermost(&self, row: &Row, first_id: u32, into: &mut Compiled, outcome: &mut Outcome) {
+        for (id, want) in (first_id..).zip(row.values) {
+            let class = match want.start {
+                Start::Argument(module, class) => self
+                    .modules
+                    .get(module)
+                    .and_then(|module| self.objects.module_attribute(*module, class)),
+                _ => None,
+            };
+            let recipes = into.entry(INNERMOST).or_default();
+            let room = recipes.recipes.get_mut(recipes.count as usize);
+            let (Some(class), Some(room)) = (class, room) else {
+                outcome.missing += 1;
+                continue;
+            };
+            *room = Recipe {
+                id,
+                slot: ARGUMENT,
+                moments: want.moments,
+                terminal: want.terminal(),
+                key: class,
+                ..Recipe::default()
+            };
+            recipes.count += 1;
+            outcome.compiled += 1;
+        }
     }
 
     /// Adds the recipes for one code object.
@@ -191,6 +224,8 @@ impl<'a, M: Memory> Compiler<'a, M> {
                 (Some(local), path)
             }
             Start::Raised => (None, &[][..]),
+            // No function's.
+            Start::Argument(..) => return None,
         };
         match local {
             None => recipe.slot = RAISED,

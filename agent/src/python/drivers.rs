@@ -1,13 +1,14 @@
 //! Which frames hold a statement as the application has written it, before a
 //! driver puts the parameters into it: the table.
 //!
-//! psycopg2 is not here: it is not written in Python. What calls it is the
-//! application's, and tells nothing certain, unless it is an ORM.
+//! psycopg2 is not written in Python. The statement is what the innermost
+//! frame, the application's, passes to a cursor; an ORM's frame has it in a
+//! variable.
 //!
 //! The facts were read off the releases named at each library.
 
-use super::frameworks::Start::Local;
-use super::frameworks::{Framework, Role, Row, Want, row, sending};
+use super::frameworks::Start::{Argument, Local};
+use super::frameworks::{Framework, Role, Row, Want, innermost, row, sending};
 
 /// Every library whose frames have statements. What lies within another comes
 /// first.
@@ -21,6 +22,22 @@ pub(super) const DRIVERS: &[Framework] = &[
             row("psycopg.cursor_async", "AsyncCursor.execute", QUERY),
             // Up to 3.1.
             row("psycopg.cursor", "AsyncCursor.execute", QUERY),
+        ],
+    ),
+    // psycopg2 2.8 to 2.9.
+    driver(
+        "psycopg2",
+        "psycopg2.extensions",
+        &[
+            row("psycopg2.extras", "DictCursor.execute", QUERY),
+            row("psycopg2.extras", "RealDictCursor.execute", QUERY),
+            row("psycopg2.extras", "NamedTupleCursor.execute", QUERY),
+            row("psycopg2.extras", "LoggingCursor.execute", QUERY),
+            innermost(&[sending(
+                Role::Statement,
+                Argument("psycopg2.extensions", "cursor"),
+                &[],
+            )]),
         ],
     ),
     // SQLAlchemy 1.4 to 2.1.

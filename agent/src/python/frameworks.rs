@@ -109,6 +109,9 @@ pub(super) enum Start {
     Iterable,
     /// At the exception that passes through the frame.
     Raised,
+    /// At the first argument of the method that the frame calls of an
+    /// instance of a class: module, class. Rows of [`Place::Innermost`] only.
+    Argument(&'static str, &'static str),
 }
 
 /// One step of a path.
@@ -149,6 +152,9 @@ pub(super) enum Place {
     Function(&'static str, &'static str),
     /// The functions of [`WSGI_SERVERS`].
     WsgiServers,
+    /// Whatever function is the innermost when a request is sent, if it has no
+    /// row of its own; see [`Start::Argument`].
+    Innermost,
 }
 
 /// A function whose frames tell something.
@@ -277,6 +283,14 @@ pub(super) const fn row(
         bound: false,
         foreign: false,
         values,
+    }
+}
+
+/// The row of whatever frame is the innermost.
+pub(super) const fn innermost(values: &'static [Want]) -> Row {
+    Row {
+        place: Place::Innermost,
+        ..row("", "", values)
     }
 }
 

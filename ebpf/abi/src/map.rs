@@ -379,8 +379,8 @@ pub mod recipes_flag {
 pub struct Recipe {
     /// Told with the value, see [`crate::record::Value::recipe`].
     pub id: u32,
-    /// Index in `f_localsplus` of the variable to start from, or
-    /// [`RAISED`].
+    /// Index in `f_localsplus` of the variable to start from, [`RAISED`] or
+    /// [`ARGUMENT`].
     pub slot: u32,
     /// At which moments it is run, a bit each, see
     /// [`crate::record::moment`].
@@ -414,6 +414,14 @@ pub mod terminal {
 
 /// [`Recipe::slot`] of the exception that is being raised.
 pub const RAISED: u32 = u32::MAX;
+
+/// [`Recipe::slot`] of the first argument of the method that the frame calls
+/// of an instance of the class at [`Recipe::key`].
+pub const ARGUMENT: u32 = u32::MAX - 1;
+
+/// [`CodeKey::code`] of the recipes of whatever frame is the innermost when a
+/// client sends a request, if it has none of its own.
+pub const INNERMOST: u64 = 0;
 
 crate::pod!(
     Layout,

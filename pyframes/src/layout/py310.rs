@@ -107,6 +107,7 @@ pub(super) const LAYOUT: Layout = Layout {
         co_posonlyargcount: 20,
         co_kwonlyargcount: 24,
         co_nlocals: 28,
+        co_stacksize: 32,
         co_flags: 36,
         co_firstlineno: 40,
         co_consts: 56,

@@ -108,6 +108,7 @@ pub(super) const LAYOUT: Layout = Layout {
         co_posonlyargcount: 60,
         co_kwonlyargcount: 64,
         co_nlocals: 80,
+        co_stacksize: 68,
         co_flags: 48,
         co_firstlineno: 72,
         co_consts: 24,

@@ -108,6 +108,7 @@ pub(super) const LAYOUT: Layout = Layout {
         co_posonlyargcount: 56,
         co_kwonlyargcount: 60,
         co_nlocals: 80,
+        co_stacksize: 64,
         co_flags: 48,
         co_firstlineno: 68,
         co_consts: 24,

@@ -107,6 +107,7 @@ pub(super) const LAYOUT: Layout = Layout {
         co_posonlyargcount: 72,
         co_kwonlyargcount: 76,
         co_nlocals: 96,
+        co_stacksize: 80,
         co_flags: 64,
         co_firstlineno: 84,
         co_consts: 40,
