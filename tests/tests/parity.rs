@@ -95,13 +95,21 @@ fn cases() -> Result<Vec<Case>> {
     for name in INSTRUMENTED {
         cases.push(named(name)?);
     }
+    // SQLAlchemy makes spans of its own, and its drivers again of the same
+    // queries: in two of these cases it is alone.
+    let alone = |service: Service| {
+        let drivers = "psycopg2,psycopg,asyncpg,redis";
+        service.env("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", drivers)
+    };
+    let (threads, awaited) = (
+        Service::gunicorn("databases_flask"),
+        Service::uvicorn("databases_app"),
+    );
     for (name, service, requests) in [
-        (
-            "databases_flask",
-            Service::gunicorn("databases_flask"),
-            QUERIES,
-        ),
-        ("databases_app", Service::uvicorn("databases_app"), AWAITED),
+        ("databases_flask", threads.clone(), QUERIES),
+        ("databases_app", awaited.clone(), AWAITED),
+        ("databases_sqlalchemy", alone(threads), &QUERIES[..1]),
+        ("databases_sqlalchemy_async", alone(awaited), &AWAITED[1..]),
     ] {
         cases.push(Case {
             framework: DATABASES,
