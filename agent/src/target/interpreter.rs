@@ -134,6 +134,10 @@ pub enum LocateError {
     /// The function lies in no file, as compiled code may.
     #[error("the function is not in a mapped file")]
     NotInFile,
+    /// The interpreter's file does not name the function: a static program
+    /// that was stripped.
+    #[error("the interpreter has no symbol {0}")]
+    NoSymbol(&'static str),
     /// The file behind the mapping cannot be opened.
     #[error("cannot open the mapped file")]
     File(#[source] std::io::Error),
@@ -312,11 +316,14 @@ impl Interpreter {
             }
             makers.extend(elf.virtual_address(maker.file_offset));
         }
-        let symbol = |name| elf.symbol(name).ok().flatten();
+        let symbol = |name| {
+            let found = elf.symbol(name).ok().flatten();
+            found.ok_or(LocateError::NoSymbol(name))
+        };
         for name in ["PyContext_New", "PyContext_Copy"] {
-            makers.push(symbol(name).ok_or(LocateError::NotInFile)?.address);
+            makers.push(symbol(name)?.address);
         }
-        let copy_current = symbol("PyContext_CopyCurrent").ok_or(LocateError::NotInFile)?;
+        let copy_current = symbol("PyContext_CopyCurrent")?;
         Ok(births::places(&self.image, copy_current.address, &makers))
     }
 
@@ -340,6 +347,8 @@ impl Interpreter {
             }
         };
         let (runtime, series, version) = match evidence {
+            // What it publishes tells the version.
+            Some(Evidence::Published { runtime }) => (runtime, 13, None),
             None => return Ok(None),
             Some(Evidence::PyPy) => return Err(InterpreterError::PyPy),
             Some(Evidence::TooOld { major, minor }) => {
