@@ -463,7 +463,11 @@ mod tests {
             let others = fake.dict(layout, &items[..1]);
             let has_notes = layout.dict_keys.dk_size == ABSENT;
             for dict in dicts {
-                let expected = if has_notes { Ok(list) } else { Err(Error::Null) };
+                let expected = if has_notes {
+                    Ok(list)
+                } else {
+                    Err(Error::Null)
+                };
                 assert_eq!(notes(fake, layout, dict), expected);
                 fake.each_corruption(dict, |fake| {
                     let _ = notes(fake, layout, dict);
