@@ -7,12 +7,15 @@
 //! `sqlite3_step` has one place where a statement begins. What the code does
 //! not show is not guessed: such a copy is left alone.
 
+use std::collections::HashSet;
+
 use abi::map::SqliteLayout;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use object::elf::EM_X86_64;
 
 use super::elf::{Elf, ElfError, Symbol};
 use super::placement::path::{Flow, Passage};
+use super::tls::calls_of;
 
 /// What is probed in a copy of SQLite, by virtual address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +26,10 @@ pub struct Sqlite {
     pub reset: Symbol,
     /// `sqlite3_finalize`.
     pub finalize: Symbol,
+    /// `sqlite3_prepare_v2` and `sqlite3_prepare_v3`.
+    pub compile: [Option<Symbol>; 2],
+    /// `sqlite3_errmsg`, if the code of an error can be told.
+    pub message: Option<Symbol>,
     /// Offsets, without a register.
     pub layout: SqliteLayout,
 }
@@ -51,7 +58,19 @@ const FIRST_NAME: u64 = 0x80;
 
 /// Looks for SQLite in a file.
 pub fn sqlite(elf: &Elf) -> Result<Found, ElfError> {
-    let [step, reset, finalize, sql, columns, version, name] = elf.symbols([
+    let [
+        step,
+        reset,
+        finalize,
+        sql,
+        columns,
+        version,
+        name,
+        code,
+        prepare,
+        prepare_v3,
+        message,
+    ] = elf.symbols([
         "sqlite3_step",
         "sqlite3_reset",
         "sqlite3_finalize",
@@ -59,6 +78,10 @@ pub fn sqlite(elf: &Elf) -> Result<Found, ElfError> {
         "sqlite3_column_count",
         "sqlite3_libversion_number",
         "sqlite3_db_filename",
+        "sqlite3_extended_errcode",
+        "sqlite3_prepare_v2",
+        "sqlite3_prepare_v3",
+        "sqlite3_errmsg",
     ])?;
     let Some(step) = step else {
         return Ok(Found::Nothing);
@@ -96,10 +119,13 @@ pub fn sqlite(elf: &Elf) -> Result<Found, ElfError> {
         .and_then(flow)
         .and_then(|flow| file_name(&flow))
         .unwrap_or_default();
+    let error = code.and_then(flow).and_then(|flow| error(&flow));
     Ok(Found::Copy(Sqlite {
         begin,
         reset,
         finalize,
+        compile: [prepare, prepare_v3],
+        message: message.filter(|_| error.is_some()),
         layout: SqliteLayout {
             register: 0,
             sql,
@@ -108,9 +134,14 @@ pub fn sqlite(elf: &Elf) -> Result<Found, ElfError> {
             executing,
             file_name,
             in_memory,
-            pad: 0,
+            error: error.unwrap_or_default(),
         },
     }))
+}
+
+/// Where a file's code begins or continues a statement.
+pub fn steps(elf: &Elf) -> Result<HashSet<u64>, ElfError> {
+    calls_of(elf, "sqlite3_step")
 }
 
 fn flow(elf: &Elf, function: Symbol) -> Option<Flow> {
@@ -155,6 +186,21 @@ fn field(flow: &Flow, bytes: usize) -> Option<u32> {
             && instruction.op0_register().full_register() == Register::RAX;
         let (base, distance) = operand(instruction)?;
         (loads && base == Register::RDI && size(instruction) == bytes).then_some(distance)
+    });
+    let only = found.next()?;
+    found
+        .all(|other| other == only)
+        .then(|| u32::try_from(only).ok())?
+}
+
+/// The offset of the only number, of four bytes, that a function gives away of
+/// what it was given, in whatever register that is.
+fn error(flow: &Flow) -> Option<u32> {
+    let mut found = flow.instructions().filter_map(|instruction| {
+        let loads =
+            instruction.code() == Code::Mov_r32_rm32 && instruction.op0_register() == Register::EAX;
+        let (_, distance) = operand(instruction)?;
+        loads.then_some(distance)
     });
     let only = found.next()?;
     found
