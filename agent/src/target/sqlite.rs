@@ -7,7 +7,7 @@
 //! `sqlite3_step` has one place where a statement begins. What the code does
 //! not show is not guessed: such a copy is left alone.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use abi::map::SqliteLayout;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
@@ -52,6 +52,8 @@ const STATES: u32 = 3_038_000;
 /// In a statement, the instruction that is next: before that release and from
 /// it on. Rows are counted in the word before it; the result is after it.
 const INSTRUCTION: [u32; 2] = [0x34, 0x30];
+/// The magic number of an open connection (`SQLITE_MAGIC_OPEN`).
+const OPEN: u64 = 0xa029_a697;
 /// The nearest that a pager's file name may be to its beginning, as there are
 /// other pointers.
 const FIRST_NAME: u64 = 0x80;
@@ -193,19 +195,25 @@ fn field(flow: &Flow, bytes: usize) -> Option<u32> {
         .then(|| u32::try_from(only).ok())?
 }
 
-/// The offset of the only number, of four bytes, that a function gives away of
-/// what it was given, in whatever register that is.
+/// In a connection, the offset of the last error's code: of the number of four
+/// bytes that is given away. Up to 3.36 a connection's magic number, which lies
+/// behind it, may be looked at in the same place.
 fn error(flow: &Flow) -> Option<u32> {
-    let mut found = flow.instructions().filter_map(|instruction| {
+    let loaded = flow.instructions().filter_map(|instruction| {
         let loads =
             instruction.code() == Code::Mov_r32_rm32 && instruction.op0_register() == Register::EAX;
         let (_, distance) = operand(instruction)?;
         loads.then_some(distance)
     });
-    let only = found.next()?;
-    found
-        .all(|other| other == only)
-        .then(|| u32::try_from(only).ok())?
+    let loaded: BTreeSet<u64> = loaded.collect();
+    let looks = |instruction: &Instruction| {
+        let number = instruction.try_immediate(1).ok();
+        instruction.mnemonic() == Mnemonic::Cmp
+            && number.is_some_and(|number| number & u64::from(u32::MAX) == OPEN)
+    };
+    let most = 1 + usize::from(flow.instructions().any(looks));
+    let first = loaded.first().filter(|_| loaded.len() <= most)?;
+    u32::try_from(*first).ok()
 }
 
 /// The number that a function returns.
