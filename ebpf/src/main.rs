@@ -19,6 +19,7 @@ mod greenlets;
 mod handoffs;
 mod kernel;
 mod maps;
+mod notes;
 mod processes;
 mod seal;
 mod servers;
@@ -84,6 +85,13 @@ pub(crate) fn run_recipe(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub(crate) fn copy_exception(ctx: RawTracePointContext) -> i32 {
     values::exception(&ctx);
+    0
+}
+
+/// Continues `copy_exception` with the notes of that exception.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub(crate) fn copy_notes(ctx: RawTracePointContext) -> i32 {
+    notes::notes(&ctx);
     0
 }
 
@@ -382,6 +390,13 @@ pub(crate) fn probe_recipe(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub(crate) fn probe_exception(ctx: ProbeContext) -> u32 {
     values::exception(&ctx);
+    0
+}
+
+/// As `copy_notes`, after a program on a function.
+#[uprobe]
+pub(crate) fn probe_notes(ctx: ProbeContext) -> u32 {
+    notes::notes(&ctx);
     0
 }
 
