@@ -94,6 +94,9 @@ counters! {
         /// Processes that use SQLite, and a copy whose statements cannot be
         /// followed.
         without_sqlite => "discovery.without_sqlite",
+        /// `executemany` or `executescript` of Python's `sqlite3`, by process,
+        /// whose statements are told one by one.
+        sqlite_calls_unseen => "discovery.sqlite_calls_unseen",
         /// Recipes that the kernel side has no room for.
         recipes_failed => "discovery.dropped.recipes",
     }
@@ -707,6 +710,10 @@ fn place(hook: Hook, path: &std::path::Path, offset: u64) -> Placement {
         | Hook::GreenletBorn
         | Hook::GreenletEnded
         | Hook::SqliteReset
+        | Hook::SqliteMany
+        | Hook::SqliteScript
+        | Hook::SqliteCompile
+        | Hook::SqliteError
         | Hook::SqliteFinalize => placement::entry(code),
         // Chosen by instruction already.
         Hook::ContextCopiedIn(_) | Hook::ContextCreatedIn(_) | Hook::Tls(_) | Hook::SqliteBegin => {

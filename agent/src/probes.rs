@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use abi::counter::Counter;
 use abi::map::{
-    CodeKey, Connection, Descriptor, Filter, KernelOffsets, Layout, Recipes, SqliteLayout,
-    SqlitePlace, Target, recipes_flag,
+    CodeKey, Connection, Descriptor, Filter, KernelOffsets, Layout, Recipes, SqliteCaller,
+    SqliteLayout, SqlitePlace, Target, recipes_flag,
 };
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, ProgramArray};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeLink, UProbeLinkId, UProbeScope};
@@ -59,7 +59,7 @@ const FUNCTION_STEPS: [&str; 7] = [
 ];
 
 /// Programs on functions, attached when an interpreter is found.
-const FUNCTIONS: [&str; 22] = [
+const FUNCTIONS: [&str; 26] = [
     "context_returned",
     "context_created",
     "context_explicit",
@@ -82,6 +82,10 @@ const FUNCTIONS: [&str; 22] = [
     "sqlite_begin",
     "sqlite_reset",
     "sqlite_finalize",
+    "sqlite_many",
+    "sqlite_script",
+    "sqlite_compile",
+    "sqlite_error",
 ];
 
 /// Programs on places where a new context is in a register: a copy of the
@@ -192,6 +196,14 @@ pub enum Hook {
     SqliteReset,
     /// `sqlite3_finalize`.
     SqliteFinalize,
+    /// `executemany` of `sqlite3.Cursor`.
+    SqliteMany,
+    /// `executescript` of `sqlite3.Cursor`.
+    SqliteScript,
+    /// `sqlite3_prepare_v2` or `sqlite3_prepare_v3`.
+    SqliteCompile,
+    /// `sqlite3_errmsg`.
+    SqliteError,
 }
 
 impl Hook {
@@ -223,6 +235,10 @@ impl Hook {
             Self::SqliteBegin => "sqlite_begin",
             Self::SqliteReset => "sqlite_reset",
             Self::SqliteFinalize => "sqlite_finalize",
+            Self::SqliteMany => "sqlite_many",
+            Self::SqliteScript => "sqlite_script",
+            Self::SqliteCompile => "sqlite_compile",
+            Self::SqliteError => "sqlite_error",
         }
     }
 }
@@ -255,7 +271,8 @@ pub struct Probes {
     cooked: std::collections::HashSet<CodeKey>,
     hooks: std::collections::HashMap<u32, Vec<Hooked>>,
     sqlite: HashMap<MapData, SqlitePlace, SqliteLayout>,
-    /// Keys of `sqlite`, by process.
+    sqlite_callers: HashMap<MapData, SqlitePlace, SqliteCaller>,
+    /// Keys of both, by process.
     sqlite_places: std::collections::HashMap<u32, Vec<SqlitePlace>>,
     /// Takes down the probes of processes that have ended.
     undertaker: Option<Undertaker>,
@@ -317,6 +334,7 @@ impl Probes {
             cooked: std::collections::HashSet::new(),
             hooks: std::collections::HashMap::new(),
             sqlite: map(&mut ebpf, "SQLITE")?,
+            sqlite_callers: map(&mut ebpf, "SQLITE_CALLERS")?,
             sqlite_places: std::collections::HashMap::new(),
             undertaker: None,
             _steps: steps,
@@ -435,6 +453,7 @@ impl Probes {
     fn forget_sqlite(&mut self, pid: u32) {
         for place in self.sqlite_places.remove(&pid).unwrap_or_default() {
             let _absent = self.sqlite.remove(&place);
+            let _absent = self.sqlite_callers.remove(&place);
         }
     }
 
@@ -445,12 +464,19 @@ impl Probes {
         place: SqlitePlace,
         layout: &SqliteLayout,
     ) -> Result<(), ProbeError> {
-        self.sqlite
-            .insert(place, layout, 0)
-            .map_err(|source| ProbeError::Map {
-                name: "SQLITE",
-                source,
-            })?;
+        insert(&mut self.sqlite, "SQLITE", place, layout)?;
+        self.sqlite_places.entry(place.pid).or_default().push(place);
+        Ok(())
+    }
+
+    /// Tells the kernel what the stack of a function of Python's `sqlite3`
+    /// holds, at a place that is to be probed.
+    pub fn set_sqlite_caller(
+        &mut self,
+        place: SqlitePlace,
+        caller: &SqliteCaller,
+    ) -> Result<(), ProbeError> {
+        insert(&mut self.sqlite_callers, "SQLITE_CALLERS", place, caller)?;
         self.sqlite_places.entry(place.pid).or_default().push(place);
         Ok(())
     }
@@ -489,12 +515,7 @@ impl Probes {
 
     /// Begins to trace a process, or changes how it is read.
     pub fn set_target(&mut self, pid: u32, target: &Target) -> Result<(), ProbeError> {
-        self.targets
-            .insert(pid, target, 0)
-            .map_err(|source| ProbeError::Map {
-                name: "TARGETS",
-                source,
-            })
+        insert(&mut self.targets, "TARGETS", pid, target)
     }
 
     /// Stops tracing a process. It may be gone already.
@@ -525,12 +546,7 @@ impl Probes {
     pub fn set_recipes(&mut self, key: CodeKey, recipes: &Recipes) -> Result<(), ProbeError> {
         let mut recipes = *recipes;
         recipes.flags |= moments(&recipes);
-        self.recipes
-            .insert(key, recipes, 0)
-            .map_err(|source| ProbeError::Map {
-                name: "RECIPES",
-                source,
-            })?;
+        insert(&mut self.recipes, "RECIPES", key, &recipes)?;
         if self.cooked.insert(key) {
             self.filter(&key)?;
         }
@@ -659,6 +675,16 @@ impl Drop for Undertaker {
             let _panicked = thread.join();
         }
     }
+}
+
+fn insert<K: aya::Pod, V: aya::Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    name: &'static str,
+    key: K,
+    value: &V,
+) -> Result<(), ProbeError> {
+    map.insert(key, value, 0)
+        .map_err(|source| ProbeError::Map { name, source })
 }
 
 fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(

@@ -200,7 +200,11 @@ impl Agent {
         let mut asked = false;
         loop {
             self.pipeline.wait(POLL)?;
+            let before = Clock::monotonic();
             let full = self.batch();
+            if !full {
+                self.pipeline.quiet(before);
+            }
             let now = Instant::now();
             let changes = self.discovery.tick(now, &mut self.probes);
             self.apply(changes);
@@ -453,6 +457,12 @@ impl Pipeline {
         taken
     }
 
+    /// Every event before `now` was taken.
+    fn quiet(&mut self, now: u64) {
+        self.tracer.quiet(now);
+        self.assemble();
+    }
+
     /// Turns progress into spans and hands them on.
     fn assemble(&mut self) {
         let Self {
@@ -519,6 +529,8 @@ impl Pipeline {
     /// yield no span, and are counted.
     fn finish(&mut self, processes: &mut Processes<'_>) {
         while self.drain(processes) >= BATCH {}
+        self.tracer.finish();
+        self.assemble();
         self.tracer.assembler.finish();
         if let Some(recorder) = &mut self.recorder {
             let left_out = recorder.left_out;

@@ -115,10 +115,12 @@ pub fn decode(bytes: &[u8]) -> Option<Event<'_>> {
     }
 }
 
-/// Decodes the end of a statement; its texts without the zero bytes.
+/// Decodes the end of a statement; its texts without the zero bytes. A further
+/// run of the same statement in a call has none.
 fn query_end(bytes: &[u8]) -> Option<Event<'_>> {
     let (end, rest) = QueryEnd::read_from_prefix(bytes).ok()?;
-    if end.flags & query_flag::VOID != 0 {
+    let further = end.flags & query_flag::PART != 0 && (end.name_len, end.text_len) == (0, 0);
+    if further || end.flags & query_flag::VOID != 0 {
         return Some(Event::QueryEnd(end, &[], &[]));
     }
     let (name, text) = rest.split_at_checked(QUERY_NAME)?;
@@ -406,6 +408,10 @@ mod tests {
         for len in 0..size_of::<QueryEnd>() + QUERY_NAME + 9 {
             assert!(decode(&bytes[..len]).is_none(), "{len}");
         }
+        end.flags = query_flag::PART;
+        (end.name_len, end.text_len) = (0, 0);
+        let further = decode(end.as_bytes());
+        assert!(matches!(further, Some(Event::QueryEnd(_, b"", b""))));
     }
 
     #[test]

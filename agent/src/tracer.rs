@@ -86,6 +86,16 @@ impl Tracer {
         self.streams.open(opening, &mut self.progress);
     }
 
+    /// Every event before `now`, in monotonic nanoseconds, was taken.
+    pub fn quiet(&mut self, now: u64) {
+        self.statements.quiet(now, &mut self.progress);
+    }
+
+    /// No event comes any more.
+    pub fn finish(&mut self) {
+        self.statements.flush(&mut self.progress);
+    }
+
     /// Ends every connection of a process that ended or changed its image at
     /// `at`, in monotonic nanoseconds; returns them.
     pub fn disconnect(&mut self, pid: u32, at: u64) -> Vec<(Descriptor, u64)> {

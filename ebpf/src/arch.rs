@@ -82,6 +82,13 @@ mod imp {
         // SAFETY: as in `holder`.
         unsafe { (*ctx.regs).rip }
     }
+
+    /// The stack pointer.
+    #[inline(always)]
+    pub(crate) fn stack(ctx: &ProbeContext) -> u64 {
+        // SAFETY: as in `holder`.
+        unsafe { (*ctx.regs).rsp }
+    }
 }
 
 #[cfg(bpf_target_arch = "aarch64")]
@@ -161,6 +168,13 @@ mod imp {
         // SAFETY: as in `holder`.
         unsafe { (*ctx.regs).pc }
     }
+
+    /// The stack pointer.
+    #[inline(always)]
+    pub(crate) fn stack(ctx: &ProbeContext) -> u64 {
+        // SAFETY: as in `holder`.
+        unsafe { (*ctx.regs).sp }
+    }
 }
 
-pub(crate) use imp::{TLS_TABLE, args, holder, nr, number, place};
+pub(crate) use imp::{TLS_TABLE, args, holder, nr, number, place, stack};

@@ -8,7 +8,9 @@
 #![no_main]
 
 mod arch;
+mod calls;
 mod capture;
+mod compiles;
 mod connections;
 mod contexts;
 mod counters;
@@ -328,6 +330,38 @@ pub(crate) fn sqlite_reset(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub(crate) fn sqlite_finalize(ctx: ProbeContext) -> u32 {
     sqlite::ends(&ctx);
+    0
+}
+
+/// `sqlite3.Cursor.executemany(sql, seq_of_parameters)`.
+#[uprobe]
+pub(crate) fn sqlite_many(ctx: ProbeContext) -> u32 {
+    calls::begins(&ctx, maps::sqlite_call::MANY);
+    0
+}
+
+/// `sqlite3.Cursor.executescript(sql_script)`.
+#[uprobe]
+pub(crate) fn sqlite_script(ctx: ProbeContext) -> u32 {
+    calls::begins(&ctx, maps::sqlite_call::SCRIPT);
+    0
+}
+
+/// `sqlite3_prepare_v2(sqlite3 *db, const char *zSql, ...)`, and `_v3`.
+#[uprobe]
+pub(crate) fn sqlite_compile(ctx: ProbeContext) -> u32 {
+    if let (Some(connection), Some(text)) = (ctx.arg(0), ctx.arg(1)) {
+        compiles::begins(&ctx, connection, text);
+    }
+    0
+}
+
+/// `sqlite3_errmsg(sqlite3 *db)`.
+#[uprobe]
+pub(crate) fn sqlite_error(ctx: ProbeContext) -> u32 {
+    if let Some(connection) = ctx.arg(0) {
+        compiles::failed(&ctx, connection);
+    }
     0
 }
 

@@ -1,7 +1,8 @@
 //! Every BPF map, with its key, value, writer, reader and eviction.
 
 use abi::map::{
-    CodeKey, Connection, Descriptor, Filter, Layout, Recipes, SqliteLayout, SqlitePlace, Target,
+    CodeKey, Connection, Descriptor, Filter, Layout, Recipes, SqliteCaller, SqliteLayout,
+    SqlitePlace, Target,
 };
 use abi::record::{Data, Owner, Query, Stack};
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
@@ -90,6 +91,12 @@ pub(crate) static RECORD_KEY: PerCpuArray<TlsRecord> = PerCpuArray::with_max_ent
 /// agent before it probes there, removed by it with the process.
 #[map]
 pub(crate) static SQLITE: HashMap<SqlitePlace, SqliteLayout> =
+    HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
+
+/// Probed place in a function of Python's `sqlite3` → what its stack holds
+/// where. Written and removed by the agent as `SQLITE`.
+#[map]
+pub(crate) static SQLITE_CALLERS: HashMap<SqlitePlace, SqliteCaller> =
     HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
 
 /// Statement of SQLite that runs, or has rows left → this run of it. Removed
@@ -258,8 +265,103 @@ pub(crate) struct StatementKey {
 pub(crate) struct Statement {
     /// See [`Query::id`].
     pub(crate) id: u64,
+    /// See [`statement_part`].
+    pub(crate) part: u64,
     /// See [`crate::seal`].
     pub(crate) seal: u64,
+}
+
+/// Values of [`Statement::part`].
+pub(crate) mod statement_part {
+    /// Of no call that runs several.
+    pub(crate) const SINGLE: u64 = 0;
+    /// Of a call, and its text is to be told.
+    pub(crate) const TOLD: u64 = 1;
+    /// Of a call, with the text that was told with the first.
+    pub(crate) const REPEATED: u64 = 2;
+}
+
+/// A call of Python's `sqlite3` that runs several statements.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct SqliteCall {
+    /// See [`sqlite_call`]; 0 if there is none.
+    pub(crate) kind: u32,
+    /// Zero.
+    pub(crate) pad: u32,
+    /// The stack pointer at the function's entry.
+    pub(crate) entry: u64,
+    /// What it returns to.
+    pub(crate) back: u64,
+    /// Where the function holds that it runs a statement many times.
+    pub(crate) many: u64,
+    /// The Python frame that called it.
+    pub(crate) frame: u64,
+    /// [`Query::id`] of what it runs; 0 if it has run nothing yet.
+    pub(crate) id: u64,
+    /// The first statement, and its connection.
+    pub(crate) statement: u64,
+    /// See `statement`.
+    pub(crate) connection: u64,
+    /// The stack pointer where the first began.
+    pub(crate) stack: u64,
+    /// When the last one began or ended.
+    pub(crate) last: u64,
+}
+
+impl SqliteCall {
+    /// No call.
+    pub(crate) const NONE: Self = Self {
+        kind: 0,
+        pad: 0,
+        entry: 0,
+        back: 0,
+        many: 0,
+        frame: 0,
+        id: 0,
+        statement: 0,
+        connection: 0,
+        stack: 0,
+        last: 0,
+    };
+}
+
+/// A statement that SQLite was asked to compile.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Compiled {
+    /// Where its text is; 0 for none.
+    pub(crate) text: u64,
+    /// Its connection.
+    pub(crate) connection: u64,
+    /// The stack pointer at the call.
+    pub(crate) entry: u64,
+    /// What the call returns to.
+    pub(crate) back: u64,
+    /// When.
+    pub(crate) at: u64,
+    /// The error's code, if it was looked at.
+    pub(crate) code: u64,
+}
+
+impl Compiled {
+    /// No statement.
+    pub(crate) const NONE: Self = Self {
+        text: 0,
+        connection: 0,
+        entry: 0,
+        back: 0,
+        at: 0,
+        code: 0,
+    };
+}
+
+/// Values of [`SqliteCall::kind`].
+pub(crate) mod sqlite_call {
+    /// `executemany`.
+    pub(crate) const MANY: u32 = 1;
+    /// `executescript`.
+    pub(crate) const SCRIPT: u32 = 2;
 }
 
 /// A local variable of a frame.
@@ -385,6 +487,11 @@ pub(crate) struct Thread {
     pub(crate) call: TlsCall,
     /// What it put into a `BIO` last; no connection if that was used.
     pub(crate) fed: Fed,
+    /// The call of Python's `sqlite3` that it is in, or was.
+    pub(crate) sqlite: SqliteCall,
+    /// The statement of SQLite that it compiled last; no text if that has
+    /// begun to run.
+    pub(crate) compiled: Compiled,
 }
 
 impl Thread {
@@ -414,6 +521,8 @@ impl Thread {
             bio: 0,
             carrier: TlsCarrier::NOWHERE,
         },
+        sqlite: SqliteCall::NONE,
+        compiled: Compiled::NONE,
     };
 }
 

@@ -8,14 +8,20 @@
 
 use abi::counter::Counter;
 use abi::map::{SqliteLayout, SqlitePlace};
-use abi::record::{QUERY_NAME, Query, QueryEnd, kind, query_flag};
+use abi::record::{Owner, QUERY_NAME, Query, QueryEnd, kind, query_flag, query_part, rule};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_user_str};
 use aya_ebpf::programs::ProbeContext;
 
+use crate::calls::Part;
 use crate::counters::count;
-use crate::maps::{EVENTS, SQLITE, STATEMENTS, Statement, StatementKey};
-use crate::{arch, connections, contexts, emit, processes, seal, stacks, threads, user};
+use crate::maps::{
+    Compiled, EVENTS, SQLITE, STATEMENTS, Statement, StatementKey, Thread, sqlite_call,
+    statement_part,
+};
+use crate::{
+    arch, calls, compiles, connections, contexts, emit, processes, seal, stacks, threads, user,
+};
 
 /// Sizes of text for which a record is reserved.
 const SHORT: usize = 256;
@@ -37,9 +43,15 @@ struct Record<const N: usize> {
 
 /// What is known of the copy of SQLite in which the probed place is.
 #[inline(always)]
-fn layout(ctx: &ProbeContext, pid: u32) -> Option<&'static SqliteLayout> {
+pub(crate) fn layout(ctx: &ProbeContext, pid: u32) -> Option<&'static SqliteLayout> {
+    layout_at(arch::place(ctx), pid)
+}
+
+/// The same of the place at an address.
+#[inline(always)]
+pub(crate) fn layout_at(address: u64, pid: u32) -> Option<&'static SqliteLayout> {
     let place = SqlitePlace {
-        address: arch::place(ctx),
+        address,
         pid,
         pad: 0,
     };
@@ -97,35 +109,88 @@ pub(crate) fn begins(ctx: &ProbeContext) {
     let before = run(key);
     if before != 0 {
         // Of another statement at this address, which was freed unseen.
-        drop_run(key, before);
+        drop_run(pid_tgid, key, before);
     }
     // What another statement runs on its way is a part of that, and what the
     // library runs to read a schema has no text.
-    if user::read::<i32>(connection, i64::from(layout.executing)) != Some(0)
-        || user::read::<u64>(statement, i64::from(layout.sql)) == Some(0)
-    {
+    let text = user::read::<u64>(statement, i64::from(layout.sql)).unwrap_or(0);
+    if user::read::<i32>(connection, i64::from(layout.executing)) != Some(0) || text == 0 {
         return count(Counter::QueriesNested);
     }
     let Some(thread) = threads::entry(pid_tgid) else {
         return;
     };
+    compiles::begun(thread, text);
     let place = contexts::place(target, thread);
+    let part = calls::part(
+        ctx,
+        target.layout,
+        thread,
+        place,
+        connection,
+        statement,
+        text,
+    );
+    if part == Part::Further {
+        return goes_on(key, thread);
+    }
     let finding = contexts::current_owner(pid, target, thread, place);
+    let mut told = query_part::SINGLE;
+    let mut ends = statement_part::SINGLE;
+    if part == Part::Inside {
+        told = query_part::INSIDE;
+    }
+    if part == Part::First {
+        told = query_part::FIRST;
+        ends = statement_part::TOLD;
+    }
     let query = Query {
         kind: kind::QUERY,
         rule: finding.rule,
-        pad: [0; 2],
+        part: told,
+        pad: 0,
         pid,
+        tid: pid_tgid as u32,
+        pad2: 0,
         id: connections::new_id(),
         // SAFETY: the helper has no preconditions.
         at: unsafe { bpf_ktime_get_ns() },
         owner: finding.owner,
     };
-    note(key, query.id);
+    if part == Part::First {
+        thread.sqlite.id = query.id;
+    }
+    note(key, query.id, ends);
     count(Counter::Queries);
     if !stacks::at_query(ctx, pid_tgid, target, place, &query, finding) {
         emit::record(&query, Counter::QueryRingFull);
     }
+}
+
+/// A further statement of a call begins. That of a script may run for long, so
+/// that it is told.
+#[inline(always)]
+fn goes_on(key: StatementKey, thread: &Thread) {
+    let id = thread.sqlite.id;
+    count(Counter::Queries);
+    if thread.sqlite.kind == sqlite_call::MANY {
+        return note(key, id, statement_part::REPEATED);
+    }
+    note(key, id, statement_part::TOLD);
+    let query = Query {
+        kind: kind::QUERY,
+        rule: rule::NONE,
+        part: query_part::FURTHER,
+        pad: 0,
+        pid: key.pid,
+        tid: 0,
+        pad2: 0,
+        id,
+        // SAFETY: the helper has no preconditions.
+        at: unsafe { bpf_ktime_get_ns() },
+        owner: Owner { conn: 0, offset: 0 },
+    };
+    emit::record(&query, Counter::QueryRingFull);
 }
 
 /// The stack of a statement that begins was walked.
@@ -133,6 +198,34 @@ pub(crate) fn begins(ctx: &ProbeContext) {
 pub(crate) fn begun() {
     if let Some(query) = stacks::waiting() {
         emit::record(&query, Counter::QueryRingFull);
+        if query.part == query_part::FAILED {
+            compiles::told(&query);
+        }
+    }
+}
+
+/// Tells that a statement did not compile.
+#[inline(always)]
+pub(crate) fn failed(layout: &SqliteLayout, id: u64, pid: u32, compiled: &Compiled, part: bool) {
+    let end = QueryEnd {
+        kind: kind::QUERY_END,
+        flags: if part { query_flag::PART } else { 0 },
+        columns: 0,
+        pad: 0,
+        pid,
+        id,
+        // SAFETY: the helper has no preconditions.
+        at: unsafe { bpf_ktime_get_ns() },
+        rows: 0,
+        code: compiled.code as i32,
+        name_len: 0,
+        text_len: 0,
+    };
+    let Compiled {
+        text, connection, ..
+    } = *compiled;
+    if !tell::<SHORT>(layout, connection, text, &end, false) {
+        tell::<LONG>(layout, connection, text, &end, true);
     }
 }
 
@@ -143,13 +236,14 @@ pub(crate) fn ends(ctx: &ProbeContext) {
     let Some(statement) = ctx.arg::<u64>(0) else {
         return;
     };
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let pid = (pid_tgid >> 32) as u32;
     let key = StatementKey {
         statement,
         pid,
         pad: 0,
     };
-    let id = run(key);
+    let (id, part) = run_and_part(key);
     if id == 0 {
         return;
     }
@@ -161,54 +255,71 @@ pub(crate) fn ends(ctx: &ProbeContext) {
     // At no instruction: it was compiled anew, as the schema had changed, and
     // is about to begin again, or is another than the one that began.
     if (instruction as i32) < 0 || counters.is_none() {
-        return drop_run(key, id);
+        return drop_run(pid_tgid, key, id);
     }
     let _raced = STATEMENTS.remove(key);
     if processes::target(pid).is_none() {
         return;
     }
     let columns: u16 = user::read(statement, i64::from(layout.columns)).unwrap_or(0);
+    // SAFETY: the helper has no preconditions.
+    let at = unsafe { bpf_ktime_get_ns() };
+    let mut flags = 0;
+    if part != statement_part::SINGLE {
+        flags = query_flag::PART;
+        calls::ended(pid_tgid, id, at, code != 0);
+    }
     let end = QueryEnd {
         kind: kind::QUERY_END,
-        flags: 0,
+        flags,
         columns: if columns > 255 { 255 } else { columns as u8 },
         pad: 0,
         pid,
         id,
-        // SAFETY: the helper has no preconditions.
-        at: unsafe { bpf_ktime_get_ns() },
+        at,
         // Each row adds two to what begins with one.
         rows: rows >> 1,
         code: code as i32,
         name_len: 0,
         text_len: 0,
     };
+    if part == statement_part::REPEATED {
+        return emit::record(&end, Counter::QueryRingFull);
+    }
     let text: u64 = user::read(statement, i64::from(layout.sql)).unwrap_or(0);
-    if !tell::<SHORT>(layout, statement, text, &end, false) {
-        tell::<LONG>(layout, statement, text, &end, true);
+    let connection: u64 = user::read(statement, 0).unwrap_or(0);
+    if !tell::<SHORT>(layout, connection, text, &end, false) {
+        tell::<LONG>(layout, connection, text, &end, true);
     }
 }
 
 /// The id of a statement's run; 0 if there is none.
 #[inline(always)]
 fn run(key: StatementKey) -> u64 {
+    run_and_part(key).0
+}
+
+/// The same, and what it is to a call: see [`statement_part`].
+#[inline(always)]
+fn run_and_part(key: StatementKey) -> (u64, u64) {
     let Some(known) = STATEMENTS.get_ptr(key) else {
-        return 0;
+        return (0, 0);
     };
     // SAFETY: the map's values outlive the program run.
     let known = unsafe { *known };
-    if known.seal == sealed(key, known.id) {
-        known.id
+    if known.seal == sealed(key, known.id, known.part) {
+        (known.id, known.part)
     } else {
-        0
+        (0, 0)
     }
 }
 
 #[inline(always)]
-fn note(key: StatementKey, id: u64) {
+fn note(key: StatementKey, id: u64, part: u64) {
     let value = Statement {
         id,
-        seal: sealed(key, id),
+        part,
+        seal: sealed(key, id, part),
     };
     if STATEMENTS.insert(key, value, 0).is_err() {
         count(Counter::QueryTableFull);
@@ -216,13 +327,14 @@ fn note(key: StatementKey, id: u64) {
 }
 
 #[inline(always)]
-fn sealed(key: StatementKey, id: u64) -> u64 {
-    seal::of([key.statement, u64::from(key.pid), id])
+fn sealed(key: StatementKey, id: u64, part: u64) -> u64 {
+    seal::of([key.statement, u64::from(key.pid), id, part])
 }
 
 /// A run of which nothing can be told is over.
 #[inline(always)]
-fn drop_run(key: StatementKey, id: u64) {
+fn drop_run(pid_tgid: u64, key: StatementKey, id: u64) {
+    calls::void(pid_tgid, id);
     let _raced = STATEMENTS.remove(key);
     count(Counter::QueriesVoid);
     let end = QueryEnd {
@@ -247,7 +359,7 @@ fn drop_run(key: StatementKey, id: u64) {
 #[inline(always)]
 fn tell<const N: usize>(
     layout: &SqliteLayout,
-    statement: u64,
+    connection: u64,
     text: u64,
     end: &QueryEnd,
     last: bool,
@@ -273,7 +385,7 @@ fn tell<const N: usize>(
         (*into).end.text_len = len;
         name(
             layout,
-            statement,
+            connection,
             &raw mut (*into).end,
             (&raw mut (*into).name).cast(),
         );
@@ -289,11 +401,11 @@ fn tell<const N: usize>(
 ///
 /// `into` must be valid for [`QUERY_NAME`] bytes.
 #[inline(always)]
-unsafe fn name(layout: &SqliteLayout, statement: u64, end: *mut QueryEnd, into: *mut u8) {
+unsafe fn name(layout: &SqliteLayout, connection: u64, end: *mut QueryEnd, into: *mut u8) {
     let mut pager = 0;
-    let mut at = statement;
+    let mut at = connection;
     let mut whole = layout.file_name != 0;
-    for offset in [0, CONNECTION_DATABASES, DATABASE_TREE, TREE_SHARED, 0] {
+    for offset in [CONNECTION_DATABASES, DATABASE_TREE, TREE_SHARED, 0] {
         match user::read::<u64>(at, offset) {
             Some(next) if next != 0 => at = next,
             _ => whole = false,

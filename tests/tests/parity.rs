@@ -56,6 +56,11 @@ const FASTAPI_APP: &[Request] = &[
 /// loop.
 const QUERIES: &[Request] = &[get("/statements", 200), get("/details", 200)];
 const AWAITED: &[Request] = &[get("/details", 200), get("/layers", 200)];
+/// What the clients of SQLite are asked for. Their SQLAlchemy does not know
+/// release 2.1, whose queries their `sqlite3` sees.
+const SQLITE: &[Request] = &[get("/sqlite3", 200), get("/sqlalchemy", 200)];
+/// Their framework: as for databases, without servers.
+const IN_PROCESS: &str = "sqlite";
 /// The framework of the cases that need databases.
 const DATABASES: &str = "databases";
 /// What the first request of each run carries (W3C Trace Context).
@@ -116,6 +121,10 @@ fn cases() -> Result<Vec<Case>> {
             ..existing(name, service, requests)
         });
     }
+    cases.push(Case {
+        framework: IN_PROCESS,
+        ..existing("sqlite", Service::gunicorn("sqlite_parity"), SQLITE)
+    });
     if let Ok(wanted) = std::env::var("OTEL_EBPF_PARITY") {
         cases.retain(|case| case.name.contains(&wanted));
     }
@@ -221,7 +230,7 @@ fn traced(case: &Case) -> Result<Side> {
 }
 
 fn python(case: &Case) -> Result<std::path::PathBuf> {
-    if case.framework == DATABASES {
+    if [DATABASES, IN_PROCESS].contains(&case.framework) {
         return path_from(
             "OTEL_EBPF_PARITY_DATABASES_PYTHON",
             "../target/python/parity-databases/bin/python",

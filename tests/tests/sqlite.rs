@@ -3,11 +3,13 @@
 //! Needs root, BPF and the Python environments of `cargo xtask test`.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use otel_ebpf_tests::agent::{Agent, AgentOptions};
 use otel_ebpf_tests::app::{App, Service};
 use otel_ebpf_tests::load::{Load, calls_of, parameter};
 use otel_ebpf_tests::process::{PATIENCE, path_from, wait_for};
+use otel_ebpf_tests::python::{Python, Running};
 use otel_ebpf_tests::trace::{Kind, Span, brief, children, only};
 use serde_json::json;
 use tempfile::TempDir;
@@ -52,16 +54,19 @@ fn in_order<'a>(spans: &'a [Span], server: &Span) -> Vec<&'a Span> {
     found
 }
 
+/// The applications' environment in every version of Python.
+fn pythons() -> Vec<String> {
+    let all = std::env::var("OTEL_EBPF_PYTHONS").expect("the interpreters");
+    let paths = all.split(':').filter_map(|one| one.split_once('='));
+    let pythons: Vec<String> = paths.map(|(_, path)| path.to_owned()).collect();
+    assert!(!pythons.is_empty(), "{all}");
+    pythons
+}
+
 #[test]
 fn tells_what_sqlite_did() {
-    let all = std::env::var("OTEL_EBPF_PYTHONS").expect("the interpreters");
-    let pythons: Vec<&str> = all
-        .split(':')
-        .filter_map(|one| one.split_once('=').map(|(_, path)| path))
-        .collect();
-    assert!(!pythons.is_empty(), "{all}");
-    for python in pythons {
-        tells_what_sqlite_did_in(python);
+    for python in pythons() {
+        tells_what_sqlite_did_in(&python);
     }
 }
 
@@ -125,6 +130,172 @@ fn tells_what_sqlite_did_in(python: &str) {
     let ended = agent.stop().expect("the agent ends");
     assert_eq!(ended.counters.get("lost"), 0);
     assert_eq!(ended.counters.get("discovery.without_sqlite"), 0);
+}
+
+/// What a span tells of a call: its name, how many statements it stands for,
+/// and its error.
+type Told<'a> = (&'a str, Option<i64>, &'a str);
+
+/// What `sqlite_calls` must be told of, in the order of their begins.
+const CALLS: &[Told<'_>] = &[
+    ("create table items", None, ""),
+    ("BATCH insert items", Some(1000), ""),
+    ("insert items", None, ""),
+    ("insert items", None, ""),
+    ("BATCH insert items", Some(3), ""),
+    ("insert items", None, ""),
+    ("BATCH insert items", Some(2), ""),
+    ("BATCH insert items", Some(4), ""),
+    ("insert items", None, ""),
+    // Of one row.
+    ("insert items", None, ""),
+    // What gives the rows runs in between.
+    ("select", None, ""),
+    ("BATCH insert items", Some(3), ""),
+    ("select", None, ""),
+    ("select", None, ""),
+    // SQLITE_CONSTRAINT_PRIMARYKEY.
+    ("BATCH insert items", Some(3), "1555"),
+    ("BATCH delete items insert items select items", Some(3), ""),
+    ("delete items", None, ""),
+    ("BATCH select select", Some(2), ""),
+    ("select", None, ""),
+    ("BATCH delete items insert items", Some(2), "1555"),
+    // SQLITE_ERROR: they do not compile.
+    ("select items", None, "1"),
+    ("sqlite", None, "1"),
+    ("BATCH select select items select", Some(2), "1"),
+    ("select", None, ""),
+];
+
+/// What it must be told of a database in a file: the names, and the fewest and
+/// the most rows that SQLite may have been asked for. Some drivers ask for one
+/// more than they give.
+const CURSORS: &[(&str, Option<(i64, i64)>)] = &[
+    ("create table items", None),
+    ("insert items", None),
+    ("attach", None),
+    ("create table other.notes", None),
+    ("select items", Some((1, 2))),
+    ("select items", Some((2, 3))),
+    ("select items", Some((2, 2))),
+    ("select items", Some((2, 2))),
+];
+
+/// Asserts that cursors and their namespace are told: `found` is what they
+/// ran, in order.
+fn check_cursors(found: &[&Span], file: &str) {
+    let names: Vec<&str> = found.iter().map(|span| &*span.name).collect();
+    let expected: Vec<&str> = CURSORS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, expected, "{found:#?}");
+    for (span, (_, rows)) in found.iter().zip(CURSORS) {
+        // Whatever is attached, it is the main database's.
+        assert_eq!(span.text("db.namespace"), file, "{span:#?}");
+        let told = span.number("db.response.returned_rows");
+        match (told, rows) {
+            (Some(told), Some((least, most))) => {
+                assert!((*least..=*most).contains(&told), "{span:#?}");
+            }
+            (told, rows) => assert!(told.is_none() && rows.is_none(), "{span:#?}"),
+        }
+    }
+    // The cursor that is left open is open in its span, too.
+    let [.., left_open, _, _, last] = found else {
+        panic!("{found:#?}");
+    };
+    assert!(left_open.end > last.end, "{found:#?}");
+}
+
+/// The interpreters whose SQLite is looked for: the system's with every
+/// version of Python, other systems' own, builds without the GIL, and a wheel
+/// that has SQLite in its own module; with that module's name.
+fn interpreters() -> Vec<(Python, &'static str)> {
+    let own = (8..=13).filter_map(|minor| Python::pyenv(&format!("3.{minor}")));
+    let others = [
+        Python::system(),
+        Python::debian("bullseye", "3.9"),
+        Python::debian("trixie", "3.13"),
+        Python::debian("forky", "3.14"),
+        Python::free_threaded("3.13"),
+        Python::free_threaded("3.14"),
+    ];
+    let wheel = (Python::here(databases_python()), "pysqlite3");
+    own.chain(others.into_iter().flatten())
+        .map(|python| (python, "sqlite3"))
+        .chain([wheel])
+        .collect()
+}
+
+/// Every one of them at the same time.
+#[test]
+fn calls_and_failures_are_told_whatever_the_copy_of_sqlite() {
+    let source = path_from("OTEL_EBPF_APPS", "apps").expect("the applications");
+    let source = source.join("sqlite_calls.py");
+    let mut running: Vec<_> = interpreters()
+        .into_iter()
+        .map(|(python, module)| {
+            let script = python.script(&source).expect("made known to it");
+            let mut command = python.command();
+            command.arg(script).env("APP_SQLITE", module);
+            let mut running = Running::start(&mut command).expect("it starts");
+            let version = running.line().expect("SQLite's version");
+            (python.program, version, running)
+        })
+        .collect();
+    let pids: Vec<u32> = running
+        .iter()
+        .map(|(_, _, running)| running.pid())
+        .collect();
+    let options = AgentOptions::new(&pids).arguments(&["--ring-size", "64"]);
+    let agent = options.start().expect("the agent");
+    let mut files = Vec::new();
+    for (program, _, running) in &mut running {
+        running.tell("go\n").expect("told");
+        let file = running.line().expect("a line");
+        assert!(file.ends_with("/shop.db"), "{program:?}: {file}");
+        files.push(file);
+    }
+    let ended = agent.stop().expect("the agent ends");
+    assert_eq!(ended.counters.get("lost"), 0);
+    assert_eq!(ended.counters.get("discovery.without_sqlite"), 0);
+    assert_eq!(ended.counters.get("discovery.sqlite_calls_unseen"), 0);
+    for ((program, version, running), file) in running.iter().zip(&files) {
+        let mut found: Vec<&Span> = ended
+            .spans
+            .iter()
+            .filter(|span| span.pid() == running.pid())
+            .collect();
+        found.sort_by_key(|span| span.start);
+        let cursors = found.split_off(found.len().saturating_sub(CURSORS.len()));
+        check_cursors(&cursors, file);
+        let told: Vec<Told<'_>> = found
+            .iter()
+            .map(|span| {
+                let size = span.number("db.operation.batch.size");
+                (&*span.name, size, span.text("error.type"))
+            })
+            .collect();
+        assert_eq!(told, CALLS, "{program:?}, SQLite {version}: {found:#?}");
+        for span in &found {
+            assert_eq!(span.text("db.namespace"), ":memory:", "{span:#?}");
+            assert_eq!(span.error, !span.text("error.type").is_empty());
+            assert!(span.end >= span.start && span.parent.is_none());
+        }
+        assert_eq!(found[1].text("code.function.name"), "__main__.many");
+        assert_eq!(
+            found[1].text("db.query.text"),
+            "insert into items values (?, ?)"
+        );
+        assert_eq!(
+            found[15].text("db.query.text"),
+            "delete from items; insert into items values (?, ?); select * from items"
+        );
+        assert_eq!(
+            found[20].text("db.query.text"),
+            "select nothing from items where name = ?"
+        );
+    }
+    assert!(!format!("{:?}", ended.spans).contains("secret"));
 }
 
 /// The id that a query was marked with, and its number.
@@ -203,13 +374,18 @@ fn statements_are_left_out_where_the_service_turns_them_off() {
     only(&ended.spans, Kind::Server, "/loop");
 }
 
-/// A service that comes at SQLite through other libraries.
-fn through_libraries() -> Service {
+/// The interpreter with other libraries.
+fn databases_python() -> PathBuf {
     let python = path_from(
         "OTEL_EBPF_DATABASES_PYTHON",
         "../target/python/databases/bin/python",
     );
-    Service::uvicorn("sqlite_orms").python(python.expect("the interpreter"))
+    python.expect("the interpreter")
+}
+
+/// A service that comes at SQLite through other libraries.
+fn through_libraries() -> Service {
+    Service::uvicorn("sqlite_orms").python(databases_python())
 }
 
 /// aiosqlite hands statements to a thread of its own, through a queue.

@@ -92,7 +92,11 @@ impl Discovery {
                         | Hook::Tls(_)
                         | Hook::SqliteBegin
                         | Hook::SqliteReset
-                        | Hook::SqliteFinalize => false,
+                        | Hook::SqliteFinalize
+                        | Hook::SqliteMany
+                        | Hook::SqliteScript
+                        | Hook::SqliteCompile
+                        | Hook::SqliteError => false,
                     });
                 }
             }

@@ -26,6 +26,10 @@ pub struct Outcome<'a> {
     pub rows: Option<u64>,
     /// Its extended result code; 0 if nothing went wrong.
     pub code: i32,
+    /// How many statements it stands for, if it is more than one.
+    pub batch: Option<u64>,
+    /// Whether the text has several of them.
+    pub script: bool,
 }
 
 /// Whether the library runs a statement for itself, to read a database's
@@ -50,7 +54,15 @@ pub fn is_internal(text: &[u8]) -> bool {
 
 /// The statement as an exchange.
 pub fn exchange(outcome: &Outcome<'_>) -> Box<Exchange> {
-    let statement = sql::describe_parameterized(outcome.text, Dialect::default());
+    let statement = match outcome.script {
+        // What is a parameter in one of them says nothing of the others.
+        true => sql::describe(outcome.text, Dialect::default()),
+        false => sql::describe_parameterized(outcome.text, Dialect::default()),
+    };
+    let summary = match outcome.batch {
+        Some(_) => statement.summary.map(|summary| format!("BATCH {summary}")),
+        None => statement.summary,
+    };
     let file = String::from_utf8_lossy(outcome.file);
     let namespace = match outcome.in_memory {
         true => Some(IN_MEMORY.to_owned()),
@@ -59,11 +71,12 @@ pub fn exchange(outcome: &Outcome<'_>) -> Box<Exchange> {
     let code = (outcome.code != 0).then(|| outcome.code.to_string());
     let operation = Operation {
         namespace,
-        summary: statement.summary,
+        summary,
         text: Some(statement.text).filter(|text| !text.is_empty()),
         error: code.clone().map(Into::into),
         status_code: code,
         rows: outcome.rows,
+        batch: outcome.batch,
         ..Operation::default()
     };
     operation.exchange(SCOPE, SYSTEM, &Server::NONE)

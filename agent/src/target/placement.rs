@@ -14,6 +14,7 @@
 pub mod calls;
 pub mod path;
 pub mod result;
+pub mod spill;
 
 use std::collections::BTreeSet;
 

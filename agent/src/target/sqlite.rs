@@ -7,12 +7,15 @@
 //! `sqlite3_step` has one place where a statement begins. What the code does
 //! not show is not guessed: such a copy is left alone.
 
+use std::collections::{BTreeSet, HashSet};
+
 use abi::map::SqliteLayout;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use object::elf::EM_X86_64;
 
 use super::elf::{Elf, ElfError, Symbol};
 use super::placement::path::{Flow, Passage};
+use super::tls::calls_of;
 
 /// What is probed in a copy of SQLite, by virtual address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +26,10 @@ pub struct Sqlite {
     pub reset: Symbol,
     /// `sqlite3_finalize`.
     pub finalize: Symbol,
+    /// `sqlite3_prepare_v2` and `sqlite3_prepare_v3`.
+    pub compile: [Option<Symbol>; 2],
+    /// `sqlite3_errmsg`, if the code of an error can be told.
+    pub message: Option<Symbol>,
     /// Offsets, without a register.
     pub layout: SqliteLayout,
 }
@@ -45,13 +52,27 @@ const STATES: u32 = 3_038_000;
 /// In a statement, the instruction that is next: before that release and from
 /// it on. Rows are counted in the word before it; the result is after it.
 const INSTRUCTION: [u32; 2] = [0x34, 0x30];
+/// The magic number of an open connection (`SQLITE_MAGIC_OPEN`).
+const OPEN: u64 = 0xa029_a697;
 /// The nearest that a pager's file name may be to its beginning, as there are
 /// other pointers.
 const FIRST_NAME: u64 = 0x80;
 
 /// Looks for SQLite in a file.
 pub fn sqlite(elf: &Elf) -> Result<Found, ElfError> {
-    let [step, reset, finalize, sql, columns, version, name] = elf.symbols([
+    let [
+        step,
+        reset,
+        finalize,
+        sql,
+        columns,
+        version,
+        name,
+        code,
+        prepare,
+        prepare_v3,
+        message,
+    ] = elf.symbols([
         "sqlite3_step",
         "sqlite3_reset",
         "sqlite3_finalize",
@@ -59,6 +80,10 @@ pub fn sqlite(elf: &Elf) -> Result<Found, ElfError> {
         "sqlite3_column_count",
         "sqlite3_libversion_number",
         "sqlite3_db_filename",
+        "sqlite3_extended_errcode",
+        "sqlite3_prepare_v2",
+        "sqlite3_prepare_v3",
+        "sqlite3_errmsg",
     ])?;
     let Some(step) = step else {
         return Ok(Found::Nothing);
@@ -96,10 +121,13 @@ pub fn sqlite(elf: &Elf) -> Result<Found, ElfError> {
         .and_then(flow)
         .and_then(|flow| file_name(&flow))
         .unwrap_or_default();
+    let error = code.and_then(flow).and_then(|flow| error(&flow));
     Ok(Found::Copy(Sqlite {
         begin,
         reset,
         finalize,
+        compile: [prepare, prepare_v3],
+        message: message.filter(|_| error.is_some()),
         layout: SqliteLayout {
             register: 0,
             sql,
@@ -108,9 +136,14 @@ pub fn sqlite(elf: &Elf) -> Result<Found, ElfError> {
             executing,
             file_name,
             in_memory,
-            pad: 0,
+            error: error.unwrap_or_default(),
         },
     }))
+}
+
+/// Where a file's code begins or continues a statement.
+pub fn steps(elf: &Elf) -> Result<HashSet<u64>, ElfError> {
+    calls_of(elf, "sqlite3_step")
 }
 
 fn flow(elf: &Elf, function: Symbol) -> Option<Flow> {
@@ -160,6 +193,27 @@ fn field(flow: &Flow, bytes: usize) -> Option<u32> {
     found
         .all(|other| other == only)
         .then(|| u32::try_from(only).ok())?
+}
+
+/// In a connection, the offset of the last error's code: of the number of four
+/// bytes that is given away. Up to 3.36 a connection's magic number, which lies
+/// behind it, may be looked at in the same place.
+fn error(flow: &Flow) -> Option<u32> {
+    let loaded = flow.instructions().filter_map(|instruction| {
+        let loads =
+            instruction.code() == Code::Mov_r32_rm32 && instruction.op0_register() == Register::EAX;
+        let (_, distance) = operand(instruction)?;
+        loads.then_some(distance)
+    });
+    let loaded: BTreeSet<u64> = loaded.collect();
+    let looks = |instruction: &Instruction| {
+        let number = instruction.try_immediate(1).ok();
+        instruction.mnemonic() == Mnemonic::Cmp
+            && number.is_some_and(|number| number & u64::from(u32::MAX) == OPEN)
+    };
+    let most = 1 + usize::from(flow.instructions().any(looks));
+    let first = loaded.first().filter(|_| loaded.len() <= most)?;
+    u32::try_from(*first).ok()
 }
 
 /// The number that a function returns.

@@ -5,7 +5,8 @@
 //! it are there whichever copy of the library is used, whatever its version,
 //! and even if it is a part of the same file.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
 
 use object::LittleEndian;
 use object::read::elf::ElfFile64;
@@ -69,25 +70,12 @@ pub fn sites(elf: &Elf) -> Result<(Vec<(TlsSite, u64)>, usize), ElfError> {
         .filter_map(|((_, site), symbol)| Some((symbol?.address, *site)))
         .collect();
     let found = elf.with_file(|file| {
-        let slots = slots(file);
+        let slots = slots(file, &FUNCTIONS);
         let reads = |site: &TlsSite| matches!(site, TlsSite::Read | TlsSite::ReadEx);
         if !slots.values().chain(functions.values()).any(reads) {
             return Ok(Vec::new());
         }
-        let mut parts = Vec::new();
-        for section in file.sections() {
-            let SectionFlags::Elf { sh_flags, .. } = section.flags() else {
-                continue;
-            };
-            if !sh_flags.contains(elf::SHF_EXECINSTR) || section.size() > MAX_CODE {
-                continue;
-            }
-            parts.push(CodePart {
-                address: section.address(),
-                bytes: section.data().map_err(|_| ElfError::Damaged)?,
-            });
-        }
-        Ok(calls::calls(&parts, &functions, &slots))
+        Ok(calls::calls(&parts(file)?, &functions, &slots))
     })?;
     let mut sites = Vec::new();
     let mut without_result = 0;
@@ -105,6 +93,40 @@ pub fn sites(elf: &Elf) -> Result<(Vec<(TlsSite, u64)>, usize), ElfError> {
     Ok((sites, without_result))
 }
 
+/// The addresses of all calls of a function in a file's code.
+pub(super) fn calls_of(elf: &Elf, function: &str) -> Result<HashSet<u64>, ElfError> {
+    let defined = elf.symbol(function)?;
+    let functions: HashMap<u64, ()> = defined
+        .into_iter()
+        .map(|symbol| (symbol.address, ()))
+        .collect();
+    let sites = elf.with_file(|file| {
+        let slots = slots(file, &[(function, ())]);
+        Ok(calls::calls(&parts(file)?, &functions, &slots))
+    })?;
+    Ok(sites.into_iter().map(|site| site.call).collect())
+}
+
+/// The parts of a file that are code.
+fn parts<'a>(
+    file: &ElfFile64<'a, LittleEndian, &'a ReadCache<&'a File>>,
+) -> Result<Vec<CodePart<'a>>, ElfError> {
+    let mut parts = Vec::new();
+    for section in file.sections() {
+        let SectionFlags::Elf { sh_flags, .. } = section.flags() else {
+            continue;
+        };
+        if !sh_flags.contains(elf::SHF_EXECINSTR) || section.size() > MAX_CODE {
+            continue;
+        }
+        parts.push(CodePart {
+            address: section.address(),
+            bytes: section.data().map_err(|_| ElfError::Damaged)?,
+        });
+    }
+    Ok(parts)
+}
+
 /// Where a call is probed; none if its result is needed and not to be found.
 fn places(site: &CallSite<TlsSite>) -> Option<Vec<(TlsSite, u64)>> {
     let done = match site.function {
@@ -117,9 +139,10 @@ fn places(site: &CallSite<TlsSite>) -> Option<Vec<(TlsSite, u64)>> {
 
 /// The slots into which the dynamic linker puts the addresses of functions
 /// that another file defines.
-fn slots<'a>(
-    file: &ElfFile64<'a, LittleEndian, &'a ReadCache<&'a std::fs::File>>,
-) -> HashMap<u64, TlsSite> {
+fn slots<'a, F: Copy>(
+    file: &ElfFile64<'a, LittleEndian, &'a ReadCache<&'a File>>,
+    functions: &[(&str, F)],
+) -> HashMap<u64, F> {
     let mut slots = HashMap::new();
     let (Some(relocations), Some(symbols)) =
         (file.dynamic_relocations(), file.dynamic_symbol_table())
@@ -137,7 +160,7 @@ fn slots<'a>(
         else {
             continue;
         };
-        if let Some((_, site)) = FUNCTIONS.iter().find(|(known, _)| *known == name) {
+        if let Some((_, site)) = functions.iter().find(|(known, _)| *known == name) {
             slots.insert(address, *site);
         }
     }

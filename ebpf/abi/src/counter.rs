@@ -114,12 +114,16 @@ pub enum Counter {
     /// Walks at an answer of which the frames tell nothing: no record is
     /// written.
     StackSilent = 56,
+    /// Calls that may run a statement many times, or several.
+    QueryBatches = 57,
+    /// Statements that did not compile.
+    QueriesFailed = 58,
 }
 
 impl Counter {
     /// Every counter with its name as the operator reads it and whether it
     /// counts a loss.
-    pub const ALL: [(Self, &'static str, bool); 51] = [
+    pub const ALL: [(Self, &'static str, bool); 53] = [
         (Self::RecordsWritten, "kernel.records", false),
         (Self::DataRingFull, "kernel.lost.data_ring_full", true),
         (
@@ -203,5 +207,7 @@ impl Counter {
         (Self::QueriesVoid, "kernel.queries_void", false),
         (Self::QueryTextCut, "kernel.query_text_cut", false),
         (Self::StackSilent, "kernel.silent_stacks", false),
+        (Self::QueryBatches, "kernel.query_batches", false),
+        (Self::QueriesFailed, "kernel.queries_failed", false),
     ];
 }

@@ -277,8 +277,21 @@ pub struct SqliteLayout {
     pub file_name: u32,
     /// Of the byte that says that there is no file, likewise.
     pub in_memory: u32,
-    /// Zero.
-    pub pad: u32,
+    /// In a connection, of the last error's code.
+    pub error: u32,
+}
+
+/// What the stack of a function of Python's `sqlite3` holds where: value of
+/// `SQLITE_CALLERS`. Distances in bytes from the stack pointer at its entry.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct SqliteCaller {
+    /// The stack pointer at the probed place.
+    pub moved: i32,
+    /// Where a 1 says that a statement is run many times; 0 if it never is.
+    pub many: i32,
 }
 
 /// Key of `RECIPES`.
@@ -427,6 +440,7 @@ crate::pod!(
     Layout,
     SqlitePlace,
     SqliteLayout,
+    SqliteCaller,
     Filter,
     CodeKey,
     Recipes,

@@ -287,16 +287,36 @@ pub struct Query {
     pub kind: u8,
     /// See [`rule`].
     pub rule: u8,
+    /// See [`query_part`].
+    pub part: u8,
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
     /// Process id.
     pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Zero.
+    pub pad2: u32,
     /// Id of this run: no other and no connection has it.
     pub id: u64,
     /// When.
     pub at: u64,
     /// Whose it is.
     pub owner: Owner,
+}
+
+/// Values of [`Query::part`].
+pub mod query_part {
+    /// Of no call that runs several, and the thread is in none any more.
+    pub const SINGLE: u8 = 0;
+    /// The first of a call that may run more under the same id.
+    pub const FIRST: u8 = 1;
+    /// A further one of a call. Nobody owns it: the first has told.
+    pub const FURTHER: u8 = 2;
+    /// On its own, while the thread is in a call that may go on.
+    pub const INSIDE: u8 = 3;
+    /// It does not compile; its end follows.
+    pub const FAILED: u8 = 4;
 }
 
 /// Bytes of a [`QueryEnd`]'s name.
@@ -344,6 +364,8 @@ pub mod query_flag {
     /// Nothing can be told of the run, and nothing follows: the statement was
     /// compiled anew and begins again, or its end was not seen.
     pub const VOID: u8 = 8;
+    /// More may come under this id.
+    pub const PART: u8 = 16;
 }
 
 /// Something happened to a target process.

@@ -1,0 +1,137 @@
+//! Statements of SQLite that do not compile: nothing of them ever runs.
+//!
+//! Noted where SQLite is asked to compile one, which drivers do once for a
+//! statement that they keep, and told when somebody asks for the error's
+//! message: whoever does that has seen it fail.
+
+use abi::counter::Counter;
+use abi::map::SqlitePlace;
+use abi::record::{Query, kind, query_part};
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::programs::ProbeContext;
+
+use crate::counters::count;
+use crate::maps::{Compiled, SQLITE_CALLERS, Thread};
+use crate::{arch, calls, connections, contexts, emit, processes, sqlite, stacks, threads, user};
+
+/// What the library reads a schema with begins so: it compiles that on its way.
+const OWN: u64 = u64::from_le_bytes(*b"SELECT*F");
+/// `SQLITE_ROW`, and `SQLITE_DONE`: no errors.
+const ROW: i32 = 100;
+const DONE: i32 = 101;
+
+/// SQLite is asked to compile a statement.
+#[inline(always)]
+pub(crate) fn begins(ctx: &ProbeContext, connection: u64, text: u64) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let pid = (pid_tgid >> 32) as u32;
+    if processes::target(pid).is_none() {
+        return;
+    }
+    let key = SqlitePlace {
+        address: arch::place(ctx),
+        pid,
+        pad: 0,
+    };
+    let Some(caller) = SQLITE_CALLERS.get_ptr(key) else {
+        return;
+    };
+    // SAFETY: the map's values outlive the program run.
+    let moved = i64::from(unsafe { (*caller).moved });
+    let Some(thread) = threads::entry(pid_tgid) else {
+        return;
+    };
+    let entry = arch::stack(ctx).wrapping_sub(moved as u64);
+    let before = thread.compiled;
+    // On the way to another one, which has not returned.
+    if before.text != 0
+        && before.connection == connection
+        && entry < before.entry
+        && user::read::<u64>(before.entry, 0) == Some(before.back)
+    {
+        return;
+    }
+    thread.compiled = Compiled {
+        text,
+        connection,
+        entry,
+        back: user::read::<u64>(entry, 0).unwrap_or(0),
+        // SAFETY: the helper has no preconditions.
+        at: unsafe { bpf_ktime_get_ns() },
+        code: 0,
+    };
+}
+
+/// A statement with this text begins: what was compiled last did compile.
+#[inline(always)]
+pub(crate) fn begun(thread: &mut Thread, text: u64) {
+    if thread.compiled.text != 0 && user::read::<u64>(text, 0) != Some(OWN) {
+        thread.compiled.text = 0;
+    }
+}
+
+/// Somebody asks what the last error of a connection was.
+#[inline(always)]
+pub(crate) fn failed(ctx: &ProbeContext, connection: u64) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let pid = (pid_tgid >> 32) as u32;
+    let Some(target) = processes::target(pid) else {
+        return;
+    };
+    let Some(thread) = threads::known(pid_tgid) else {
+        return;
+    };
+    if thread.compiled.text == 0 || thread.compiled.connection != connection {
+        return;
+    }
+    let Some(layout) = sqlite::layout(ctx, pid) else {
+        return;
+    };
+    let code = user::read::<i32>(connection, i64::from(layout.error)).unwrap_or(0);
+    if code == 0 || code == ROW || code == DONE {
+        return;
+    }
+    count(Counter::QueriesFailed);
+    thread.compiled.code = code as u32 as u64;
+    let place = contexts::place(target, thread);
+    // Of a script that has run something before, it is the end.
+    let id = calls::script(ctx, target.layout, thread, place, connection);
+    if id != 0 {
+        let compiled = thread.compiled;
+        thread.compiled.text = 0;
+        thread.sqlite.kind = 0;
+        return sqlite::failed(layout, id, pid, &compiled, true);
+    }
+    let finding = contexts::current_owner(pid, target, thread, place);
+    let query = Query {
+        kind: kind::QUERY,
+        rule: finding.rule,
+        part: query_part::FAILED,
+        pad: 0,
+        pid,
+        tid: pid_tgid as u32,
+        pad2: 0,
+        id: connections::new_id(),
+        at: thread.compiled.at,
+        owner: finding.owner,
+    };
+    thread.compiled.entry = arch::place(ctx);
+    if !stacks::at_query(ctx, pid_tgid, target, place, &query, finding) {
+        emit::record(&query, Counter::QueryRingFull);
+        told(&query);
+    }
+}
+
+/// The begin of a statement that does not compile was told: so is its end.
+#[inline(always)]
+pub(crate) fn told(query: &Query) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    if let Some(thread) = threads::known(pid_tgid) {
+        let compiled = thread.compiled;
+        thread.compiled.text = 0;
+        if let Some(layout) = sqlite::layout_at(compiled.entry, query.pid) {
+            sqlite::failed(layout, query.id, query.pid, &compiled, false);
+        }
+    }
+}
