@@ -211,7 +211,7 @@ pub(crate) fn read_by(
         }
         _ => {
             outside(pid, target, connection);
-            threads::reads(pid_tgid, thread, owner, fd);
+            threads::reads(pid_tgid, target, thread, owner, fd);
         }
     }
 }
@@ -291,7 +291,7 @@ pub(crate) fn plaintext_read_in(
     // What comes out piece by piece in one callback is one read.
     let goes_on = thread.flags & thread_flag::FRESH_READ != 0 && thread.read.conn == owner.conn;
     if thread.flags & thread_flag::EVENT_LOOP != 0 && !goes_on {
-        threads::reads(pid_tgid, thread, owner, fd);
+        threads::reads(pid_tgid, target, thread, owner, fd);
     }
 }
 
