@@ -227,7 +227,7 @@ fn check(model: Model, downstream: &App, rows: &mut Vec<Row>) -> Result<Vec<Stri
     let found = placements(&spans);
     for (number, (request, sent)) in model.requests.iter().zip(&sent).enumerate() {
         let placement = found.get(&tag(number)).cloned().unwrap_or_default();
-        rows.push(model.row(request.target, request.expected.to_string(), &placement));
+        rows.push(model.row(&request.name(), request.expected.to_string(), &placement));
         if let Err(error) = judge(&model, request, sent, &placement, &counters) {
             failures.push(format!("{}: {error:#}: {placement:#?}", request.target));
         }

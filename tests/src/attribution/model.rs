@@ -74,6 +74,14 @@ impl Request {
     pub fn count(&self) -> usize {
         self.count.unwrap_or(WANTED)
     }
+
+    /// Its name in the report: the target, and the manner after a comma.
+    pub fn name(&self) -> String {
+        match self.manner.name() {
+            Some(manner) => format!("{}, {manner}", self.target),
+            None => self.target.to_owned(),
+        }
+    }
 }
 
 /// What is expected of a load's calls.
