@@ -173,7 +173,7 @@ pub enum Hook {
     ContextExplicit,
     /// `write` or `writelines` of uvloop's transport.
     TransportWrite,
-    /// `put` of `_queue.SimpleQueue`.
+    /// `put` or `put_nowait` of `_queue.SimpleQueue`.
     WorkQueued,
     /// `get` or `get_nowait` of `_queue.SimpleQueue`.
     WorkWanted,

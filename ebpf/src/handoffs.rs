@@ -47,6 +47,20 @@ pub(crate) fn put(args: u64) {
         }
         None => NOBODY,
     };
+    note(pid, target, item, finding);
+    // Of a pair the second is what will be called: the pair itself is gone
+    // when it is.
+    if let Some(layout) = stacks::layout(target.layout)
+        && crate::user::read::<u64>(item, i64::from(layout.object.ob_size)) == Some(2)
+        && let Some(called) = crate::user::read::<u64>(item, i64::from(layout.tuple.ob_item) + 8)
+    {
+        note(pid, target, called, finding);
+    }
+}
+
+/// Notes whose an object is.
+#[inline(always)]
+fn note(pid: u32, target: &Target, item: u64, finding: Finding) {
     let key = WorkKey {
         item,
         pid,
@@ -70,9 +84,9 @@ pub(crate) fn put(args: u64) {
     }
 }
 
-/// A thread asks a `SimpleQueue` for an object. If it is an executor's worker
-/// it is done with what it did before, and does from here on what the object
-/// says that it will find in its variable `work_item`.
+/// A thread asks a `SimpleQueue` for an object. If it is an executor's worker,
+/// or a connection's of aiosqlite, it is done with what it did before, and does
+/// from here on what it will find in its variable `work_item` or `function`.
 #[inline(always)]
 pub(crate) fn take() {
     let pid_tgid = bpf_get_current_pid_tgid();

@@ -179,7 +179,7 @@ pub(crate) fn transport_write(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// `put` of `_queue.SimpleQueue`: a vector of arguments follows the queue.
+/// `put` and `put_nowait` of `_queue.SimpleQueue`: a vector of arguments follows the queue.
 #[uprobe]
 pub(crate) fn work_queued(ctx: ProbeContext) -> u32 {
     if let Some(args) = ctx.arg(1) {

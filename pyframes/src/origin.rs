@@ -98,9 +98,17 @@ const fn named(end: &str, before: usize) -> (Suffix, u64) {
 const EXECUTOR: Suffix = Suffix::new("/concurrent/futures/thread.py");
 const WORKER: Suffix = Suffix::new("_worker");
 const WORK_ITEM: Suffix = Suffix::new("work_item");
+/// The same of aiosqlite, which has a thread for each connection (0.16 to
+/// 0.22): up to 0.21 it is a method, and the queue's items are pairs of which
+/// the second is called.
+const AIOSQLITE: Suffix = Suffix::new("/aiosqlite/core.py");
+const CONNECTION_THREAD: Suffix = Suffix::new("_connection_worker_thread");
+const CONNECTION_RUN: Suffix = Suffix::new("run");
+const FUNCTION: Suffix = Suffix::new("function");
 
-/// The slot of the variable that holds the current work item, if the code
-/// object at `code` is `concurrent.futures.thread._worker`.
+/// The slot of the variable that holds what the thread works on, if the code
+/// object at `code` is `concurrent.futures.thread._worker`, or what a
+/// connection's thread of aiosqlite runs.
 #[inline(always)]
 pub fn work_item_slot<M: Memory>(
     memory: &M,
@@ -109,11 +117,19 @@ pub fn work_item_slot<M: Memory>(
 ) -> Result<Option<u32>, Error> {
     let at = &layout.code;
     let file = text_at(memory, layout, field(code, at.co_filename))?;
-    if !EXECUTOR.ends(&tail(memory, file)?, file.len) {
+    let end = tail(memory, file)?;
+    let executor = EXECUTOR.ends(&end, file.len);
+    if !executor && !AIOSQLITE.ends(&end, file.len) {
         return Ok(None);
     }
     let name = text_at(memory, layout, field(code, at.co_name))?;
-    if !WORKER.is(&tail(memory, name)?, name.len) {
+    let called = tail(memory, name)?;
+    let works = if executor {
+        WORKER.is(&called, name.len)
+    } else {
+        CONNECTION_THREAD.is(&called, name.len) || CONNECTION_RUN.is(&called, name.len)
+    };
+    if !works {
         return Ok(None);
     }
     let names = if at.co_localsplusnames == ABSENT {
@@ -130,7 +146,13 @@ pub fn work_item_slot<M: Memory>(
             break;
         }
         let name = text_at(memory, layout, items.wrapping_add(u64::from(slot) * 8))?;
-        if WORK_ITEM.is(&tail(memory, name)?, name.len) {
+        let variable = tail(memory, name)?;
+        let wanted = if executor {
+            WORK_ITEM.is(&variable, name.len)
+        } else {
+            FUNCTION.is(&variable, name.len)
+        };
+        if wanted {
             found = Some(slot);
             break;
         }
@@ -404,6 +426,20 @@ mod tests {
             ] {
                 let other = code(fake, layout, file, name, locals);
                 assert_eq!(slot(fake, other), Ok(None), "{file} {name}");
+            }
+            let aiosqlite = "/v/site-packages/aiosqlite/core.py";
+            for (name, locals, expected) in [
+                (
+                    "_connection_worker_thread",
+                    ["tx", "future", "function"],
+                    Some(2),
+                ),
+                ("run", ["self", "function", "tx_item"], Some(1)),
+                ("stop", ["self", "future", "function"], None),
+                ("run", ["self", "work_item", "future"], None),
+            ] {
+                let thread = code(fake, layout, aiosqlite, name, &locals);
+                assert_eq!(slot(fake, thread), Ok(expected), "{name}");
             }
             let foreign = code(fake, layout, "/caf\u{e9}/thread.py", "_worker", &locals);
             assert_eq!(slot(fake, foreign), Err(Error::WrongType));

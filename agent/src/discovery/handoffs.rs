@@ -8,11 +8,12 @@ use super::{Discovery, tell};
 use crate::probes::{Hook, Probes};
 use crate::remote::Process;
 
-/// The queue of `ThreadPoolExecutor`: module and type.
+/// The queue of `ThreadPoolExecutor` and of aiosqlite: module and type.
 const QUEUE: (&str, &str) = ("_queue", "SimpleQueue");
 /// Its methods that are of interest.
-const METHODS: [(&str, Hook); 3] = [
+const METHODS: [(&str, Hook); 4] = [
     ("put", Hook::WorkQueued),
+    ("put_nowait", Hook::WorkQueued),
     ("get", Hook::WorkWanted),
     ("get_nowait", Hook::WorkWanted),
 ];
