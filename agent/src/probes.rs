@@ -108,9 +108,6 @@ const EVICTING: [&str; 7] = [
     "STATEMENTS",
 ];
 
-/// Threads that detach probes.
-const DETACHERS: usize = 16;
-
 /// Why the kernel side could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
@@ -467,19 +464,11 @@ impl Probes {
         self.detach(gone);
     }
 
-    /// Detaches probes by several threads: the kernel waits for each until no
-    /// processor can still be at it. Linux 6.18 lets only one wait at a time;
-    /// where others can, they do.
+    /// Detaches probes one after the other: the kernel waits for each until no
+    /// processor can still be at it, and holds a lock of the whole machine
+    /// meanwhile (`perf_uprobe_destroy`, kernel/trace/trace_event_perf.c).
     fn detach(&mut self, gone: Vec<Hooked>) {
-        let mut links = self.take_links(gone);
-        let per_thread = links.len().div_ceil(DETACHERS).max(1);
-        thread::scope(|scope| {
-            while !links.is_empty() {
-                let rest = links.split_off(per_thread.min(links.len()));
-                let part = std::mem::replace(&mut links, rest);
-                scope.spawn(move || drop(part));
-            }
-        });
+        drop(self.take_links(gone));
     }
 
     /// Takes the links out of their programs: dropping one detaches its probe.

@@ -124,14 +124,12 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         ..
     } = agent;
     let counters = probes.counters();
-    // Detached first: what comes now would only be cut off. Before that the
-    // kernel side forgets the processes: probes go one after the other, and
-    // a context that is made when its probe is gone has its predecessor's
-    // owner.
+    // The kernel side forgets the processes before their probes go, which it
+    // does one after the other: a context that is made when its probe is gone
+    // has its predecessor's owner.
     for pid in discovery.pids() {
         probes.remove_target(pid);
     }
-    drop(probes);
     pipeline.finish(&mut Processes {
         discovery: &mut discovery,
         probes: None,
@@ -153,6 +151,9 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         .concat(),
     };
     say(&format!("otel-ebpf: summary{}", summary.line()));
+    // Last, as the kernel takes a tenth of a second for each: nobody should
+    // wait for spans until then, or lose them to an impatient supervisor.
+    drop(probes);
     Ok(code)
 }
 

@@ -5,19 +5,27 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::Command;
+use std::sync::Mutex;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
-use crate::process::{Group, PATIENCE, Signal, empty_file, path_from, wait_for};
+use crate::process::{Group, PATIENCE, Signal, empty_file, locked, path_from, wait_for};
 use crate::trace::{Kind, Span, brief, children, from_file, from_lines};
 
 /// Longest end of an agent that is waited for: the kernel takes 0.1 s and more
 /// for each probe, those of processes that have ended included, one after the
 /// other for all agents of the machine.
 const DETACHING: Duration = Duration::from_secs(180);
+
+/// How its last line begins.
+const SUMMARY: &str = "otel-ebpf: summary";
+
+/// Waits for the ends of agents that detach their probes.
+static LEAVING: Mutex<Vec<JoinHandle<Result<()>>>> = Mutex::new(Vec::new());
 
 /// How the agent is to be started; by default it writes its spans to a file.
 #[derive(Clone, Default)]
@@ -37,8 +45,6 @@ pub struct Agent {
 
 /// An agent that ended.
 pub struct Ended {
-    /// How.
-    pub status: ExitStatus,
     /// What it printed.
     pub lines: Vec<String>,
     /// Every span that it wrote to its file, by start.
@@ -108,6 +114,7 @@ impl AgentOptions {
 
     /// Starts it and waits until it traces every process.
     pub fn start(self) -> Result<Agent> {
+        expect_good_ends()?;
         let folder = tempfile::tempdir()?;
         let words = self.words(folder.path())?;
         let mut words = words.into_iter();
@@ -144,6 +151,22 @@ impl AgentOptions {
         words.extend(self.arguments.iter().cloned());
         Ok(words)
     }
+}
+
+/// Fails if an agent that was stopped earlier has ended badly.
+fn expect_good_ends() -> Result<()> {
+    let mut leaving = locked(&LEAVING);
+    let (gone, still) = leaving
+        .drain(..)
+        .partition::<Vec<_>, _>(JoinHandle::is_finished);
+    leaving.extend(still);
+    for gone in gone {
+        match gone.join() {
+            Ok(ended) => ended.context("an agent of an earlier test")?,
+            Err(_) => bail!("a wait for the end of an agent panicked"),
+        }
+    }
+    Ok(())
 }
 
 impl Agent {
@@ -213,28 +236,52 @@ impl Agent {
         found.with_context(|| brief(&self.spans().unwrap_or_default()))
     }
 
-    /// Stops it with SIGINT.
-    pub fn stop(self) -> Result<Ended> {
-        self.stop_with(Signal::INT, DETACHING)
+    /// Stops it with SIGINT. Returns when it has said and written everything;
+    /// while it detaches its probes, the test goes on. Should it end badly, the
+    /// next agent does not start.
+    pub fn stop(mut self) -> Result<Ended> {
+        self.group.signal(Signal::INT)?;
+        let said = wait_for("the agent's summary", DETACHING, || {
+            let lines = self.group.lines();
+            if lines.iter().any(|line| line.starts_with(SUMMARY)) {
+                return Ok(Some(lines));
+            }
+            self.group.expect_running()?;
+            Ok(None)
+        });
+        let lines = said.with_context(|| self.group.log())?;
+        let ended = self.ended(lines)?;
+        let leaving = thread::spawn(move || self.leave(DETACHING).map(drop));
+        locked(&LEAVING).push(leaving);
+        Ok(ended)
     }
 
     /// Stops it with a signal; it has to end well, and in time.
     pub fn stop_with(self, signal: Signal, limit: Duration) -> Result<Ended> {
         self.group.signal(signal)?;
-        let ended = self.wait(limit)?;
-        ensure!(
-            ended.status.success(),
-            "the agent failed: {}\n{}",
-            ended.status,
-            ended.lines.join("\n")
-        );
-        Ok(ended)
+        self.wait(limit)
     }
 
-    /// Waits for its end.
+    /// Waits for its end, which has to be a good one.
     pub fn wait(mut self, limit: Duration) -> Result<Ended> {
+        let lines = self.leave(limit)?;
+        self.ended(lines)
+    }
+
+    /// Waits until the process is gone; returns what it said.
+    fn leave(&mut self, limit: Duration) -> Result<Vec<String>> {
         let status = self.group.wait(limit)?;
         let lines = self.group.lines();
+        ensure!(
+            status.success(),
+            "the agent failed: {status}\n{}",
+            lines.join("\n")
+        );
+        Ok(lines)
+    }
+
+    /// What it left behind.
+    fn ended(&self, lines: Vec<String>) -> Result<Ended> {
         let path = self.folder.path().join("spans.jsonl");
         let spans = if path.exists() {
             from_file(&path)?
@@ -243,7 +290,6 @@ impl Agent {
         };
         let counters = Counters::of(&lines)?;
         Ok(Ended {
-            status,
             lines,
             spans,
             counters,
@@ -257,11 +303,11 @@ impl Counters {
         let summary = lines
             .iter()
             .rev()
-            .find_map(|line| line.strip_prefix("otel-ebpf: summary "));
+            .find_map(|line| line.strip_prefix(SUMMARY));
         let Some(summary) = summary else {
             bail!("the agent printed no summary:\n{}", lines.join("\n"));
         };
-        let pairs = summary.split(' ').map(|pair| {
+        let pairs = summary.split_whitespace().map(|pair| {
             let (name, value) = pair.split_once('=').context("no name=value")?;
             Ok((name.to_owned(), value.parse()?))
         });

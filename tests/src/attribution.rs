@@ -26,7 +26,7 @@ pub use self::model::{Attach, Expected, Interpreter, Meanwhile, Model, Request, 
 use crate::agent::{Agent, AgentOptions, Counters, Follower};
 use crate::app::{App, Service};
 use crate::load::{CONCURRENCY, Load, Placement, Progress, Sent, parameter, placements};
-use crate::process::{PATIENCE, Signal, wait_for};
+use crate::process::{PATIENCE, Signal, locked, wait_for};
 use crate::trace::{Kind, Span, matching};
 
 /// A ring in which nothing is lost while two cores do the work of three.
@@ -172,10 +172,6 @@ fn judged(model: Model, downstream: Option<&App>) -> (Vec<Row>, Vec<String>) {
         Err(error) => vec![format!("{name}: {error:#}")],
     };
     (rows, failures)
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The service that every model calls.

@@ -372,7 +372,6 @@ fn the_agent_ends_with_the_last_traced_process() -> Result<()> {
     app.connect()?.get("/items/1")?;
     drop(app);
     let ended = agent.wait(PATIENCE)?;
-    assert!(ended.status.success(), "{:#?}", ended.lines);
     assert_eq!(ended.spans.len(), 1, "{}", brief(&ended.spans));
     Ok(())
 }

@@ -4,8 +4,9 @@ use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -13,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use crate::python::{Venv, apps, interpreters};
 use crate::service::ensure_privileges;
 use crate::toolchain::{Toolchain, agent, apt_install, ensure_programs, is_root};
-use crate::{attribution, parity, root, roots, say};
+use crate::{attribution, group, parity, root, roots, say};
 
 /// Minor versions of CPython 3 whose memory the tests read, each from pyenv.
 const MINORS: RangeInclusive<u32> = 8..=13;
@@ -43,53 +44,113 @@ struct Counts {
     failed: u64,
 }
 
+/// Where the environments are that the live tests run applications in.
+struct Environments {
+    /// Interpreters of other roots that are not to be had.
+    missing_roots: Vec<roots::Missing>,
+    tools: Venv,
+    python: String,
+    pythons: String,
+    greenlets: String,
+    frameworks: Venv,
+    servers: Venv,
+    parity: Venv,
+    databases: Venv,
+    parity_databases: Venv,
+}
+
+impl Environments {
+    /// Installs what is missing.
+    fn ensure(stages: &mut Stages) -> Result<Self> {
+        let missing_roots = stages.time("interpreters", || Ok(roots::ensure()))?;
+        stages.time("database servers", database_servers)?;
+        let tools = Venv::ensure("tools", "requirements-tools.txt")?;
+        let (python, pythons) = stages.time("python", environments)?;
+        let greenlets = stages.time("greenlets", || {
+            versions_of("greenlets", "requirements-greenlets.txt")
+        })?;
+        let (frameworks, parity, servers) = stages.time("frameworks", || {
+            let frameworks = Venv::ensure("frameworks", "requirements-frameworks.txt")?;
+            let servers = Venv::ensure("servers", "requirements-servers.txt")?;
+            let (name, requirements) = parity::REQUIREMENTS;
+            anyhow::Ok((frameworks, Venv::ensure(name, requirements)?, servers))
+        })?;
+        let (databases, parity_databases) = stages.time("database clients", || {
+            let databases = Venv::ensure("databases", "requirements-databases.txt")?;
+            let (name, requirements) = parity::DATABASES;
+            anyhow::Ok((databases, Venv::ensure(name, requirements)?))
+        })?;
+        Ok(Self {
+            missing_roots,
+            tools,
+            python,
+            pythons,
+            greenlets,
+            frameworks,
+            servers,
+            parity,
+            databases,
+            parity_databases,
+        })
+    }
+}
+
+/// Everything that is compiled: the agent as operators run it, and the tests.
+fn build(stages: &mut Stages) -> Result<(Toolchain, PathBuf)> {
+    let toolchain = stages.time("toolchain", Toolchain::ensure)?;
+    let agent = stages.time("release agent", agent)?;
+    let mut tests = workspace_tests(&toolchain);
+    tests.args(["--lib", "--bins", "--tests", "--no-run"]);
+    stages.time("tests, built", || group::run(&mut tests))?;
+    Ok((toolchain, agent))
+}
+
+/// `cargo test` of everything that runs here. The same packages each time, so
+/// that what they depend on is built once.
+fn workspace_tests(toolchain: &Toolchain) -> Command {
+    let mut command = toolchain.cargo("test");
+    command.args(["--workspace", "--exclude", "otel-ebpf-bpf"]);
+    command
+}
+
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut stages = Stages::default();
     ensure_privileges().context("the live tests load BPF programs")?;
-    let toolchain = stages.time("toolchain", Toolchain::ensure)?;
     ensure_programs(&[("python3", "python3")], "read the memory of one")?;
     let missing = missing_pythons();
-    let missing_roots = stages.time("interpreters", || Ok(roots::ensure()))?;
-    stages.time("database servers", database_servers)?;
-    let tools = Venv::ensure("tools", "requirements-tools.txt")?;
-    let (python, pythons) = stages.time("python", environments)?;
-    let greenlets = stages.time("greenlets", || {
-        versions_of("greenlets", "requirements-greenlets.txt")
-    })?;
-    let (frameworks, parity, servers) = stages.time("frameworks", || {
-        let frameworks = Venv::ensure("frameworks", "requirements-frameworks.txt")?;
-        let servers = Venv::ensure("servers", "requirements-servers.txt")?;
-        let (name, requirements) = parity::REQUIREMENTS;
-        anyhow::Ok((frameworks, Venv::ensure(name, requirements)?, servers))
-    })?;
-    let (databases, parity_databases) = stages.time("database clients", || {
-        let databases = Venv::ensure("databases", "requirements-databases.txt")?;
-        let (name, requirements) = parity::DATABASES;
-        anyhow::Ok((databases, Venv::ensure(name, requirements)?))
-    })?;
-    let agent = stages.time("release agent", agent)?;
+    // One waits for downloads while the other computes.
+    let mut building = Stages::default();
+    let (environments, built) = thread::scope(|scope| {
+        let built = scope.spawn(|| build(&mut building));
+        let environments = Environments::ensure(&mut stages);
+        (environments, built.join())
+    });
+    let Ok(built) = built else {
+        bail!("the build broke off");
+    };
+    let (toolchain, agent) = built?;
+    let environments = environments?;
+    stages.0.append(&mut building.0);
 
     attribution::clear()?;
     let mut counts = Counts::default();
     let mut failures = Vec::new();
     let filter = options.filter.as_slice();
-    // The same packages for both, so that what they depend on is built once.
     let tests = |targets: &[&str]| {
-        let mut command = toolchain.cargo("test");
+        let mut command = workspace_tests(&toolchain);
         command
-            .args([
-                "--workspace",
-                "--exclude",
-                "otel-ebpf-bpf",
-                "--no-fail-fast",
-            ])
+            .arg("--no-fail-fast")
             .args(targets)
             .arg("--")
             .args(filter);
         command
     };
     let unit = tests(&["--lib", "--bins"]);
-    let names: Vec<&str> = missing_roots.iter().map(|root| &*root.name).collect();
+    let names: Vec<&str> = environments
+        .missing_roots
+        .iter()
+        .map(|root| &*root.name)
+        .collect();
     let live = |paired: bool| -> Result<Command> {
         let binaries = live_tests()?;
         let chosen = binaries
@@ -104,21 +165,27 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         })
         .env("OTEL_EBPF_AGENT", &agent)
         .env("OTEL_EBPF_APPS", apps())
-        .env("OTEL_EBPF_PYTHON", &python)
-        .env("OTEL_EBPF_PYTHONS", &pythons)
-        .env("OTEL_EBPF_GREENLETS_PYTHONS", &greenlets)
-        .env("OTEL_EBPF_FRAMEWORKS_PYTHON", frameworks.python())
-        .env("OTEL_EBPF_PARITY_PYTHON", parity.python())
-        .env("OTEL_EBPF_SERVERS_PYTHON", servers.python())
-        .env("OTEL_EBPF_DATABASES_PYTHON", databases.python())
+        .env("OTEL_EBPF_PYTHON", &environments.python)
+        .env("OTEL_EBPF_PYTHONS", &environments.pythons)
+        .env("OTEL_EBPF_GREENLETS_PYTHONS", &environments.greenlets)
+        .env(
+            "OTEL_EBPF_FRAMEWORKS_PYTHON",
+            environments.frameworks.python(),
+        )
+        .env("OTEL_EBPF_PARITY_PYTHON", environments.parity.python())
+        .env("OTEL_EBPF_SERVERS_PYTHON", environments.servers.python())
+        .env(
+            "OTEL_EBPF_DATABASES_PYTHON",
+            environments.databases.python(),
+        )
         .env(
             "OTEL_EBPF_PARITY_DATABASES_PYTHON",
-            parity_databases.python(),
+            environments.parity_databases.python(),
         )
-        .env("OTEL_EBPF_UVLOOP_PYTHON", &python)
+        .env("OTEL_EBPF_UVLOOP_PYTHON", &environments.python)
         .env("OTEL_EBPF_ROOTS", roots::directory())
         .env("OTEL_EBPF_ATTRIBUTION", attribution::directory())
-        .env("OTEL_EBPF_PY_SPY", tools.program("py-spy"))
+        .env("OTEL_EBPF_PY_SPY", environments.tools.program("py-spy"))
         .env("OTEL_EBPF_MISSING_ROOTS", names.join(":"));
         if !missing.is_empty() {
             live.env("OTEL_EBPF_ALLOW_MISSING_PYTHONS", "1");
@@ -136,7 +203,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
     }
 
-    let roots = missing_roots.into_iter().map(|root| root.what);
+    let roots = environments.missing_roots.into_iter().map(|root| root.what);
     let untested: Vec<String> = missing.into_iter().chain(roots).collect();
     let whole = attribution::is_whole(options.filter.as_deref());
     attribution::report(whole, &untested)?;
