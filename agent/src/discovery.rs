@@ -581,8 +581,8 @@ impl Discovery {
         };
         let runtime = tracee.interpreter.as_ref().map(|interpreter| Runtime {
             name: "cpython".to_owned(),
-            version: interpreter.version.to_string(),
-            description: None,
+            version: interpreter.version.release(),
+            description: interpreter.description.clone(),
             server: tracee.server.clone(),
         });
         let resource = Resource::new(

@@ -38,22 +38,24 @@ const TRACEPOINTS: [(&str, &str); 5] = [
 
 /// Programs that another continues with, in the order of their numbers in
 /// `STEPS`.
-const STEPS: [&str; 5] = [
+const STEPS: [&str; 6] = [
     "vector_element",
     "walk_frames",
     "run_recipe",
     "copy_exception",
     "transfer",
+    "copy_notes",
 ];
 
 /// The same in `FUNCTION_STEPS`, from number 1 on.
-const FUNCTION_STEPS: [&str; 6] = [
+const FUNCTION_STEPS: [&str; 7] = [
     "probe_frames",
     "probe_recipe",
     "probe_exception",
     "server_frames",
     "server_recipe",
     "query_begun",
+    "probe_notes",
 ];
 
 /// Programs on functions, attached when an interpreter is found.

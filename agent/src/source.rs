@@ -234,7 +234,7 @@ fn split_value(bytes: &[u8]) -> Option<(Found<'_>, &[u8])> {
         kind::EXCEPTION => size_of::<Traceback>(),
         _ => return None,
     };
-    if len % unit != 0 || value.part > part::CONTEXT {
+    if len % unit != 0 || value.part > part::MEMBER {
         return None;
     }
     let bytes = rest.get(..len)?;

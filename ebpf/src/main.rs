@@ -17,6 +17,7 @@ mod greenlets;
 mod handoffs;
 mod kernel;
 mod maps;
+mod notes;
 mod processes;
 mod seal;
 mod servers;
@@ -82,6 +83,13 @@ pub(crate) fn run_recipe(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub(crate) fn copy_exception(ctx: RawTracePointContext) -> i32 {
     values::exception(&ctx);
+    0
+}
+
+/// Continues `copy_exception` with the notes of that exception.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub(crate) fn copy_notes(ctx: RawTracePointContext) -> i32 {
+    notes::notes(&ctx);
     0
 }
 
@@ -348,6 +356,13 @@ pub(crate) fn probe_recipe(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub(crate) fn probe_exception(ctx: ProbeContext) -> u32 {
     values::exception(&ctx);
+    0
+}
+
+/// As `copy_notes`, after a program on a function.
+#[uprobe]
+pub(crate) fn probe_notes(ctx: ProbeContext) -> u32 {
+    notes::notes(&ctx);
     0
 }
 

@@ -143,7 +143,7 @@ pub(crate) mod chain {
 /// Number of a [`step`] → the program on system calls that does it. Written
 /// by the agent before it attaches anything.
 #[map]
-pub(crate) static STEPS: ProgramArray = ProgramArray::with_max_entries(5, 0);
+pub(crate) static STEPS: ProgramArray = ProgramArray::with_max_entries(8, 0);
 
 /// Number of a [`step`] → the program on functions that does it; the kernel
 /// wants programs of one kind in an array. Written as [`STEPS`].
@@ -166,8 +166,12 @@ pub(crate) mod step {
     pub(crate) const SERVER: u32 = 4;
     /// `server_recipe`; on functions only.
     pub(crate) const CONNECTION: u32 = 5;
+    /// `copy_notes`; on system calls only.
+    pub(crate) const NOTES: u32 = 5;
     /// `query_begun`; on functions only.
     pub(crate) const QUERY: u32 = 6;
+    /// `probe_notes`; on functions only.
+    pub(crate) const FUNCTION_NOTES: u32 = 7;
 }
 
 /// Value of [`SCRATCH`].
@@ -323,6 +327,14 @@ pub(crate) struct Raised {
     pub(crate) next: u64,
     /// [`abi::record::Value::part`] of that one.
     pub(crate) next_part: u64,
+    /// Address of its `__dict__`, or 0.
+    pub(crate) dict: u64,
+    /// Address of the tuple of its members, if it may be a group, or 0.
+    pub(crate) members: u64,
+    /// The same of the exception that the recipe led to.
+    pub(crate) group: u64,
+    /// How many of those were looked at.
+    pub(crate) member: u64,
 }
 
 /// Frames whose code has recipes that a walk notes.

@@ -39,6 +39,9 @@ pub(crate) trait Chain: EbpfContext {
     /// call, of which the kernel allows 32, the runs over frames included.
     const MAX_VALUES: u32;
 
+    /// The step that adds the notes of exceptions.
+    const NOTES: u32;
+
     /// Takes this processor's entry; false if a program that was interrupted
     /// uses it.
     fn claim() -> bool;
@@ -58,6 +61,7 @@ impl Chain for RawTracePointContext {
 
     /// The elements of the transfer come after them.
     const MAX_VALUES: u32 = 18;
+    const NOTES: u32 = step::NOTES;
 
     /// Nothing interrupts these programs for another thread.
     #[inline(always)]
@@ -84,6 +88,7 @@ impl Chain for ProbeContext {
     const SCRATCH: u32 = chain::FUNCTION;
 
     const MAX_VALUES: u32 = 26;
+    const NOTES: u32 = step::FUNCTION_NOTES;
 
     #[inline(always)]
     fn claim() -> bool {

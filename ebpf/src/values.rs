@@ -14,7 +14,7 @@ use crate::counters::count;
 use crate::maps::{BODY_BYTES, Hit, Local, MAX_HITS, RECIPES, Raised, Walk, step};
 use crate::stacks::{self, Chain};
 use crate::user::{self, User};
-use crate::{processes, servers};
+use crate::{notes, processes, servers};
 
 /// Bytes of a text that are copied: most statements are shorter.
 const TEXT_BYTES: u32 = 1024;
@@ -35,10 +35,13 @@ const BODY_MASK: usize = (BODY_BYTES - 1) & !7;
 
 /// What a value belongs to.
 #[derive(Clone, Copy)]
-struct Place {
-    recipe: u32,
-    frame: u16,
-    part: u8,
+pub(crate) struct Place {
+    /// [`Value::recipe`].
+    pub(crate) recipe: u32,
+    /// [`Value::frame`].
+    pub(crate) frame: u16,
+    /// [`Value::part`].
+    pub(crate) part: u8,
 }
 
 /// Runs the next recipe of the walk.
@@ -225,6 +228,8 @@ fn run(walk: &mut Walk, layout: &Layout, recipe: &Recipe, hit: u32, place: Place
         walk.exception.code = 0;
         walk.exception.type_address = 0;
         walk.exception.traceback = 0;
+        walk.exception.group = 0;
+        walk.exception.member = 0;
         if raised && untouched {
             in_flight(walk, layout);
         }
@@ -303,8 +308,9 @@ fn in_flight(walk: &mut Walk, layout: &Layout) {
     walk.exception.lasti = lasti as i32;
 }
 
+/// The field at an offset of the object at `base`.
 #[inline(always)]
-fn at(base: u64, offset: u32) -> u64 {
+pub(crate) fn at(base: u64, offset: u32) -> u64 {
     base.wrapping_add(u64::from(offset))
 }
 
@@ -411,7 +417,14 @@ fn text<const LIMIT: u32>(
 
 /// Adds a value of eight bytes.
 #[inline(always)]
-fn eight(walk: &mut Walk, place: Place, kind: u8, number: u64, address: u64, type_address: u64) {
+pub(crate) fn eight(
+    walk: &mut Walk,
+    place: Place,
+    kind: u8,
+    number: u64,
+    address: u64,
+    type_address: u64,
+) {
     let Some(into) = room(walk) else {
         return;
     };
@@ -434,7 +447,14 @@ fn eight(walk: &mut Walk, place: Place, kind: u8, number: u64, address: u64, typ
 
 /// Adds a value without bytes.
 #[inline(always)]
-fn plain(walk: &mut Walk, place: Place, kind: u8, detail: u8, address: u64, type_address: u64) {
+pub(crate) fn plain(
+    walk: &mut Walk,
+    place: Place,
+    kind: u8,
+    detail: u8,
+    address: u64,
+    type_address: u64,
+) {
     let Some(into) = room(walk) else {
         return;
     };
@@ -514,12 +534,36 @@ pub(crate) fn exception<C: Chain>(ctx: &C) {
     if let Some(into) = room(walk) {
         traceback(walk, layout, into);
         arguments(walk, layout);
+        if notes::wanted(walk) && walk.left != 0 {
+            walk.left -= 1;
+            ctx.go(C::NOTES);
+            return stop(ctx, walk);
+        }
     }
+    chained(ctx, walk);
+}
+
+/// Goes on with the next exception of the chain, then with the next member of
+/// the group that it began with.
+#[inline(always)]
+pub(crate) fn chained<C: Chain>(ctx: &C, walk: &mut Walk) {
+    let Some(layout) = stacks::layout(walk.layout) else {
+        return stacks::finish(ctx, walk);
+    };
     let depth = walk.exception.depth;
-    if walk.exception.next != 0 && depth < MAX_CHAIN && walk.left != 0 {
-        walk.left -= 1;
+    let mut following = 0;
+    if depth < MAX_CHAIN {
+        following = walk.exception.next;
         walk.exception.depth = depth + 1;
-        walk.exception.address = walk.exception.next;
+    }
+    if following == 0 {
+        following = notes::next_member(walk, layout);
+        walk.exception.next_part = u64::from(part::MEMBER);
+        walk.exception.depth = 0;
+    }
+    if following != 0 && walk.left != 0 {
+        walk.left -= 1;
+        walk.exception.address = following;
         walk.exception.part = walk.exception.next_part as u8;
         walk.exception.type_address = 0;
         walk.exception.code = 0;
@@ -550,6 +594,8 @@ fn open(walk: &mut Walk, layout: &Layout) -> bool {
     raised.only = 0;
     raised.next = 0;
     raised.next_part = 0;
+    raised.dict = 0;
+    raised.members = 0;
     raised.entries = 0;
     raised.entry = raised.traceback;
     if flags & object::BASE_EXC_SUBCLASS == 0 {
@@ -568,7 +614,13 @@ fn open(walk: &mut Walk, layout: &Layout) -> bool {
     let Ok(parts) = object::exception(&User, layout, address, &mut walk.scratch) else {
         return false;
     };
+    let members = object::members(&User, layout, address, type_address).unwrap_or(0);
     let raised = &mut walk.exception;
+    raised.dict = parts.dict;
+    raised.members = members;
+    if raised.part == part::ITSELF {
+        raised.group = members;
+    }
     raised.args = parts.args;
     if raised.type_address == 0 {
         raised.entry = parts.traceback;
@@ -654,6 +706,12 @@ fn traceback(walk: &mut Walk, layout: &Layout, into: *mut Value) {
     add(walk, into, value);
 }
 
+/// Adds an object as an argument of an exception is added.
+#[inline(always)]
+pub(crate) fn argument(walk: &mut Walk, layout: &Layout, place: Place, address: u64) {
+    copy::<ARGUMENT_BYTES>(walk, layout, place, ANY, address);
+}
+
 /// Adds the exception's arguments.
 #[inline(always)]
 fn arguments(walk: &mut Walk, layout: &Layout) {
@@ -680,6 +738,6 @@ fn arguments(walk: &mut Walk, layout: &Layout) {
         if address == 0 {
             break;
         }
-        copy::<ARGUMENT_BYTES>(walk, layout, place, ANY, address);
+        argument(walk, layout, place, address);
     }
 }

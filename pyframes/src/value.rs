@@ -24,6 +24,8 @@ pub struct Text {
 /// The parts of an exception; addresses, 0 for none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exception {
+    /// `__dict__`, where its notes are.
+    pub dict: u64,
     /// `args`, a tuple.
     pub args: u64,
     /// `__traceback__`.
@@ -183,12 +185,79 @@ pub fn exception<M: Memory>(
     let count = word_count(at.suppress_context);
     scratch.windows.find(memory, Kind::Object, address, count)?;
     Ok(Exception {
+        // The first field in every version.
+        dict: word(scratch, layout.object.size),
         args: word(scratch, at.args),
         traceback: word(scratch, at.traceback),
         context: word(scratch, at.context),
         cause: word(scratch, at.cause),
         suppress_context: word(scratch, at.suppress_context) & 0xff != 0,
     })
+}
+
+/// The list of notes that an exception has, whose `__dict__` is at `dict`.
+///
+/// The name is compared by its text: no code that could tell its address need
+/// be there. It is among the first names if an exception has few attributes.
+#[inline(always)]
+pub fn notes<M: Memory>(memory: &M, layout: &Layout, dict: u64) -> Result<u64, Error> {
+    let at = &layout.dict_keys;
+    if at.dk_size != ABSENT {
+        // Before 3.11 there are no notes.
+        return Err(Error::Null);
+    }
+    let keys = memory.pointer(field(dict, layout.dict.ma_keys))?;
+    let values = memory.u64(field(dict, layout.dict.ma_values))?;
+    let index_bytes = memory.u8(field(keys, at.dk_log2_index_bytes))?;
+    let kind = memory.u8(field(keys, at.dk_kind))?;
+    let count = memory.u64(field(keys, at.dk_nentries))?;
+    // Indices of a table as small as this take a byte each.
+    if index_bytes > MAX_LOG2_INDICES {
+        return Err(Error::TooLong);
+    }
+    let entries = field(keys, at.dk_indices).wrapping_add(1_u64 << index_bytes);
+    // Hash, key and value, or without the hash.
+    let hashed = u64::from(kind == 0);
+    for index in 0..MAX_NAMES {
+        if index >= count {
+            break;
+        }
+        let entry = entries.wrapping_add((index * (2 + hashed) + hashed) * 8);
+        let name = memory.u64(entry)?;
+        if memory.bytes(field(name, layout.unicode.ascii_size)) == Ok(*b"__notes__\0") {
+            return if values == 0 {
+                memory.pointer(entry.wrapping_add(8))
+            } else {
+                let values = field(values, layout.dict_values.values);
+                memory.pointer(values.wrapping_add(index * 8))
+            };
+        }
+    }
+    Err(Error::Null)
+}
+
+/// The tuple of members of the exception at `address`, whose type is at
+/// `type_address`, if it has the place for one: whether it is a group, its
+/// type says.
+#[inline(always)]
+pub fn members<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+    type_address: u64,
+) -> Result<u64, Error> {
+    // Its message comes before them, behind what every exception has.
+    let at = u64::from(layout.exception.suppress_context) + 16;
+    let size = memory.u64(field(type_address, layout.type_object.tp_basicsize))?;
+    if size < at + 8 {
+        return Err(Error::WrongType);
+    }
+    let tuple = memory.pointer(address.wrapping_add(at))?;
+    let kind = memory.pointer(field(tuple, layout.object.ob_type))?;
+    if type_flags(memory, layout, kind)? & flag::TUPLE_SUBCLASS == 0 {
+        return Err(Error::WrongType);
+    }
+    Ok(tuple)
 }
 
 /// The entry of a traceback at `address`.
@@ -217,6 +286,12 @@ fn word_count(offset: u32) -> u64 {
 fn word(scratch: &Scratch, offset: u32) -> u64 {
     scratch.windows.word(offset)
 }
+
+/// Attributes of an exception among which its notes are looked for.
+const MAX_NAMES: u64 = 6;
+
+/// A dictionary with more slots has more attributes than that.
+const MAX_LOG2_INDICES: u8 = 6;
 
 /// The bit of `tp_flags` that tells that instances are exceptions
 /// (`Py_TPFLAGS_BASE_EXC_SUBCLASS`).
@@ -358,7 +433,9 @@ mod tests {
             for (value, offset) in (0x1000..).zip([at.args, at.traceback, at.context, at.cause]) {
                 fake.put_u64(field(address, offset), value);
             }
+            fake.put_u64(field(address, layout.object.size), 0x0fff);
             let expected = Exception {
+                dict: 0x0fff,
                 args: 0x1000,
                 traceback: 0x1001,
                 context: 0x1002,
@@ -370,6 +447,56 @@ mod tests {
             fake.put_u8(field(address, at.suppress_context), 1);
             let found = exception(fake, layout, address, &mut scratch());
             assert!(found.is_ok_and(|found| found.suppress_context));
+        });
+    }
+
+    #[test]
+    fn finds_notes_of_exceptions() {
+        for_each_layout(|layout, fake| {
+            let list = fake.list(layout, &[]);
+            let items = [("reason", 0x1000), ("__notes__", list)];
+            let dicts = [
+                fake.dict(layout, &items),
+                fake.general_dict(layout, &items),
+                fake.split_dict(layout, &items),
+            ];
+            let others = fake.dict(layout, &items[..1]);
+            let has_notes = layout.dict_keys.dk_size == ABSENT;
+            for dict in dicts {
+                let expected = if has_notes {
+                    Ok(list)
+                } else {
+                    Err(Error::Null)
+                };
+                assert_eq!(notes(fake, layout, dict), expected);
+                fake.each_corruption(dict, |fake| {
+                    let _ = notes(fake, layout, dict);
+                });
+            }
+            assert_eq!(notes(fake, layout, others), Err(Error::Null));
+            assert!(notes(fake, layout, 0).is_err());
+        });
+    }
+
+    #[test]
+    fn finds_members_of_groups() {
+        for_each_layout(|layout, fake| {
+            let at = u64::from(layout.exception.suppress_context) + 16;
+            let class = fake.class(layout, "ExceptionGroup", 0);
+            let size = field(class, layout.type_object.tp_basicsize);
+            let address = fake.put(&[0; 256]);
+            let tuple = fake.tuple(layout, &[]);
+            fake.put_u64(size, at + 8);
+            assert_eq!(members(fake, layout, address, class), Err(Error::Null));
+            fake.put_u64(address + at, tuple);
+            assert_eq!(members(fake, layout, address, class), Ok(tuple));
+            let list = fake.list(layout, &[]);
+            fake.put_u64(address + at, list);
+            assert_eq!(members(fake, layout, address, class), Err(Error::WrongType));
+            // An exception that is no larger than most.
+            fake.put_u64(address + at, tuple);
+            fake.put_u64(size, at);
+            assert_eq!(members(fake, layout, address, class), Err(Error::WrongType));
         });
     }
 

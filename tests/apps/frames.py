@@ -183,6 +183,7 @@ def main():
     told = {
         "port": listener.getsockname()[1],
         "variable": id(variable),
+        "header": object.__basicsize__,
         "codes": {function.__name__: id(function.__code__) for function in functions},
         "slots": {function.__name__: slots(function) for function in functions},
         "names": {name: id(sys.intern(name)) for name in names},

@@ -18,12 +18,16 @@ import contextvars
 import http.client
 import os
 import queue
-import ssl
 import sys
 import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
+
+try:
+    import ssl
+except ImportError:  # Left out of the static build.
+    ssl = None
 
 DOWNSTREAM = urlsplit(os.environ.get("APP_DOWNSTREAM", "http://127.0.0.1:1/"))
 # For calls to `https`, and for serving.

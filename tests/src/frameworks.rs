@@ -65,6 +65,13 @@ const REQUESTS: &[Request] = &[
 /// A view that is a class, of those frameworks where not every one is.
 const CLASS: &[Request] = &[get("/parts/3", 200)];
 const FASTAPI: &[Request] = &[get("/warehouse/parts/3", 200), get("/boom/thread", 500)];
+/// Exceptions that are printed in other ways: without their context, with
+/// notes, and groups.
+const EXCEPTIONS: &[Request] = &[
+    get("/refund", 500),
+    get("/count", 500),
+    get("/deliver", 500),
+];
 const STARLETTE: &[Request] = &[get("/parts/3", 200), get("/stores/berlin/items/9", 200)];
 
 /// A GET.
@@ -94,7 +101,11 @@ pub fn cases() -> Vec<Case> {
     vec![
         // WSGI.
         case("flask_gthread", Service::gunicorn(flask), CLASS),
-        case("flask_sync", sync_gunicorn(flask), CLASS),
+        case(
+            "flask_sync",
+            sync_gunicorn(flask),
+            &[CLASS, EXCEPTIONS].concat(),
+        ),
         case("django_gthread", Service::gunicorn(django), CLASS),
         case("django_sync", sync_gunicorn(django), CLASS),
         case("django_rest_gthread", Service::gunicorn(rest), &[]),
@@ -107,7 +118,11 @@ pub fn cases() -> Vec<Case> {
         case("bottle_sync", sync_gunicorn(bottle), &[]),
         // ASGI.
         case("fastapi_asyncio", Service::uvicorn(fastapi), FASTAPI),
-        case("fastapi_uvloop", Service::uvloop(fastapi), FASTAPI),
+        case(
+            "fastapi_uvloop",
+            Service::uvloop(fastapi),
+            &[FASTAPI, EXCEPTIONS].concat(),
+        ),
         case("starlette_asyncio", Service::uvicorn(starlette), STARLETTE),
         case("starlette_uvloop", Service::uvloop(starlette), STARLETTE),
         // The middleware answers from a task that never saw the mounts, and

@@ -5,7 +5,7 @@
 //! `OTEL_EBPF_ALLOW_MISSING_PYTHONS=1` is set, or for those of other systems
 //! `OTEL_EBPF_MISSING_ROOTS` names it.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -19,7 +19,12 @@ pub struct Python {
     pub program: PathBuf,
     /// Where it must be run with `chroot`.
     pub root: Option<PathBuf>,
+    /// Whether it runs in namespaces of its own for processes and mounts.
+    pub contained: bool,
 }
+
+/// Starts a command in namespaces of its own, in which it is process 1.
+pub const CONTAINER: [&str; 5] = ["unshare", "--pid", "--fork", "--kill-child", "--mount"];
 
 impl Python {
     /// Of pyenv's versions the one such as `3.12`.
@@ -56,6 +61,7 @@ impl Python {
         let found = there.then(|| Self {
             program,
             root: Some(root.clone()),
+            contained: false,
         });
         let what = format!(
             "Debian {suite}'s Python {series} in {} (run `cargo xtask roots`)",
@@ -76,24 +82,61 @@ impl Python {
         present_root(found, &what, &format!("free-threaded-{series}"))
     }
 
+    /// A static program for musl, with its standard modules in it, as it was
+    /// linked.
+    pub fn single_file(series: &str) -> Option<Self> {
+        Self::of_static_build(series, "python")
+    }
+
+    /// The same without any symbols.
+    pub fn stripped_single_file(series: &str) -> Option<Self> {
+        Self::of_static_build(series, "python-stripped")
+    }
+
+    fn of_static_build(series: &str, program: &str) -> Option<Self> {
+        let program = roots().join(format!("static-{series}")).join(program);
+        let what = format!(
+            "static Python {series}, {} (run `cargo xtask roots`)",
+            program.display()
+        );
+        let found = program.exists().then(|| Self::here(program));
+        present_root(found, &what, &format!("static-{series}"))
+    }
+
     /// A program of this machine.
     pub fn here(program: PathBuf) -> Self {
         Self {
             program,
             root: None,
+            contained: false,
         }
+    }
+
+    /// The same in a container, as far as processes and files go.
+    pub fn in_a_container(mut self) -> Self {
+        self.contained = true;
+        self
     }
 
     /// The command that runs it.
     pub fn command(&self) -> Command {
-        match &self.root {
-            None => Command::new(&self.program),
-            Some(root) => {
-                let mut command = Command::new("chroot");
-                command.arg(root).arg(&self.program);
-                command
-            }
+        let mut words = self.prefix();
+        words.push(self.program.clone().into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        command
+    }
+
+    /// What comes before the program in that command.
+    pub fn prefix(&self) -> Vec<OsString> {
+        let mut words = Vec::new();
+        if self.contained {
+            words.extend(CONTAINER.map(OsString::from));
         }
+        if let Some(root) = &self.root {
+            words.extend(["chroot".into(), root.into()]);
+        }
+        words
     }
 
     /// Makes a script of ours known to it; returns the path that it has there.

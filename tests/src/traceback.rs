@@ -7,6 +7,16 @@ use std::fmt::Write as _;
 
 /// First line of every list of frames.
 const START: &str = "Traceback (most recent call last):";
+/// The same of a group of exceptions.
+const GROUP_START: &str = "Exception Group Traceback (most recent call last):";
+
+/// A line without the margin that the outermost group has. What belongs to its
+/// members is further inside, and so a part of what follows its frames.
+fn without_margin(line: &str) -> &str {
+    let margins = ["  | ", "  + "];
+    let inner = margins.iter().find_map(|margin| line.strip_prefix(margin));
+    inner.unwrap_or(line)
+}
 
 /// One exception of a chain.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -97,7 +107,7 @@ fn same(found: &str, expected: &str) -> bool {
 
 /// Whether a traceback has a frame of this function.
 pub fn has_frame(text: &str, file: &str, function: &str) -> bool {
-    text.lines().any(|line| {
+    text.lines().map(without_margin).any(|line| {
         line.strip_prefix("  File ").is_some_and(|line| {
             line.starts_with(&format!("{file:?},")) && line.ends_with(&format!(", in {function}"))
         })
@@ -108,8 +118,8 @@ fn parse(text: &str) -> Vec<Section> {
     let mut sections = Vec::new();
     let mut section = Section::default();
     let mut in_frames = false;
-    for line in text.lines() {
-        if line == START {
+    for line in text.lines().map(without_margin) {
+        if line == START || line == GROUP_START {
             if !section.frames.is_empty() {
                 sections.push(std::mem::take(&mut section));
             }
@@ -141,6 +151,26 @@ mod tests {
     raise ValueError(\"kaboom\")
 ValueError: kaboom
 ";
+
+    #[test]
+    fn a_group_is_compared_with_its_members() {
+        let group = |member: &str| {
+            format!(
+                "  + {GROUP_START}\n{}  | ExceptionGroup: two (1 sub-exception)\n  | a note\n  \
+                 +-+---------------- 1 ----------------\n    | ValueError: {member}\n    \
+                 +------------------------------------\n",
+                INNER
+                    .lines()
+                    .take(3)
+                    .map(|line| format!("  | {line}\n"))
+                    .collect::<String>()
+            )
+        };
+        let [one, other] = ["one", "other"].map(group);
+        assert_eq!(difference(&one, &one, "/apps/"), None);
+        assert!(difference(&one, &other, "/apps/").is_some());
+        assert!(has_frame(&one, "/srv/apps/shop.py", "total"));
+    }
 
     fn outer(line: u32) -> String {
         format!("  File \"/lib/server.py\", line {line}, in serve\n    call()\n")

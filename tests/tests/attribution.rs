@@ -74,11 +74,25 @@ fn pythons() -> Vec<(Python, &'static str)> {
         (Python::debian("forky", "3.14"), "stripped"),
         (Python::free_threaded("3.13"), ""),
         (Python::free_threaded("3.14"), ""),
+        (Python::single_file("3.13"), "static, musl"),
+        (
+            Python::debian("forky", "3.14").map(Python::in_a_container),
+            "in a container",
+        ),
     ];
     let others = others
         .into_iter()
         .filter_map(|(python, kind)| Some((python?, kind)));
     own.chain(others).collect()
+}
+
+/// A model of the service that needs nothing but the standard library.
+fn plain(name: &str, python: &Python, kind: &str, server: &str) -> Model {
+    let interpreter = Interpreter::of(python, kind).expect("an interpreter");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("apps/plain.py");
+    let script = python.script(&script).expect("the script");
+    let words = [&*script.to_string_lossy(), server, "{host}", "{port}"];
+    Model::new(name, Service::command("plain", &words)).on(&interpreter)
 }
 
 /// Kills a worker for every so many answers.
@@ -458,23 +472,26 @@ mod attribution {
     fn interpreters() {
         let mut models = Vec::new();
         for (python, kind) in pythons() {
-            let interpreter = Interpreter::of(&python, kind).expect("an interpreter");
-            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("apps/plain.py");
-            let script = python.script(&script).expect("the script");
-            let script = script.to_string_lossy();
-            let service =
-                |kind: &str| Service::command("plain", &[&script, kind, "{host}", "{port}"]);
             models.push(
-                Model::new("asyncio, a task for each request", service("asyncio"))
-                    .on(&interpreter)
+                plain("asyncio, a task for each request", &python, kind, "asyncio")
                     .loads(&["/gather", "/downstream", "/to_thread"])
                     .each(100),
             );
+            models
+                .push(plain("http.server, threads", &python, kind, "threads").load("/downstream"));
+        }
+        // Nothing tells where contexts come into being; threads need none.
+        if let Some(python) = Python::stripped_single_file("3.13") {
+            let kind = "static, without symbols";
             models.push(
-                Model::new("http.server, threads", service("threads"))
-                    .on(&interpreter)
-                    .load("/downstream"),
+                plain("asyncio without symbols", &python, kind, "asyncio").load_as(
+                    "/gather",
+                    Manner::Whole,
+                    Expected::Refused("spans.no_parent.unowned_context"),
+                ),
             );
+            models
+                .push(plain("http.server, threads", &python, kind, "threads").load("/downstream"));
         }
         run("interpreters", models);
     }

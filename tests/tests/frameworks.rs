@@ -5,6 +5,7 @@
 
 #![expect(clippy::print_stdout, reason = "a table for each application")]
 
+use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +13,7 @@ use otel_ebpf_tests::agent::{Agent, Ended};
 use otel_ebpf_tests::app::Service;
 use otel_ebpf_tests::frameworks::{Caller, named, send};
 use otel_ebpf_tests::process::path_from;
+use otel_ebpf_tests::python::CONTAINER;
 use otel_ebpf_tests::trace::{Event, Kind, Span, brief, matching};
 use otel_ebpf_tests::truth::{self, Told};
 use otel_ebpf_tests::{trace, traceback};
@@ -19,8 +21,33 @@ use otel_ebpf_tests::{trace, traceback};
 /// A part of the path of every file of the applications.
 const FOLDER: &str = "/apps/frameworks/";
 
+/// Where a container has the applications, and nothing else is.
+const CONTAINED: &str = "/mnt/apps";
+/// Runs a command in a root directory of its own, `$1`, in which the working
+/// directory is at `$2`.
+const ENTER: &str = r#"
+mount --rbind / "$1" && mount -t tmpfs none "$1${2%/*}" && mkdir "$1$2" &&
+mount --bind "$PWD" "$1$2" && exec chroot "$1" sh -c 'cd "$1" && shift && exec "$@"' sh "${@:2}"
+"#;
+
 /// Sends the requests to an application under the agent and compares.
 fn check(name: &str) -> Result<()> {
+    check_under(name, &[])
+}
+
+/// The same in namespaces of its own for processes and mounts, and with
+/// another root: what its memory says of paths leads nowhere from ours.
+fn check_contained(name: &str) -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let mut enter: Vec<OsString> = CONTAINER.map(OsString::from).into();
+    enter.extend(["bash", "-c", ENTER, "bash"].map(OsString::from));
+    enter.extend([root.path().into(), CONTAINED.into()]);
+    ensure!(!Path::new(CONTAINED).exists(), "{CONTAINED} is there");
+    check_under(name, &enter)
+}
+
+/// The same with a command before the server's.
+fn check_under(name: &str, enter: &[OsString]) -> Result<()> {
     let case = named(name)?;
     let python = path_from(
         "OTEL_EBPF_FRAMEWORKS_PYTHON",
@@ -34,8 +61,13 @@ fn check(name: &str) -> Result<()> {
         .python(python)
         .env("APP_TRUTH", &truth)
         .downstream(&downstream)
-        .start()?;
-    let agent = Agent::attach(&app.pids())?;
+        .start_under(enter)?;
+    let pids = if enter.is_empty() {
+        app.pids()
+    } else {
+        app.workers()
+    };
+    let agent = Agent::attach(&pids)?;
     send(&app, &case.requests, |_| Vec::new()).with_context(|| app.group.log())?;
     let ended = agent.stop()?;
     ended.counters.assert_nothing_lost();
@@ -114,7 +146,11 @@ impl Table {
             return Ok(());
         };
         let handler = told.handler.as_ref().context("/call has a handler")?;
-        let file = std::fs::read_to_string(&handler.file)?;
+        let path = match handler.file.strip_prefix(CONTAINED) {
+            Some(rest) => path_from("OTEL_EBPF_APPS", "apps")?.join(rest.trim_start_matches('/')),
+            None => handler.file.clone().into(),
+        };
+        let file = std::fs::read_to_string(path)?;
         let line = file.lines().position(|line| line.ends_with("# the call"));
         let line = u32::try_from(line.context("a line that ends with # the call")?)? + 1;
         let stem = Path::new(&handler.file).file_stem().unwrap_or_default();
@@ -387,6 +423,16 @@ fn sanic_own_server() -> Result<()> {
 }
 
 /// A case that no test names would pass unseen.
+#[test]
+fn django_in_a_container() -> Result<()> {
+    check_contained("django_gthread")
+}
+
+#[test]
+fn fastapi_in_a_container() -> Result<()> {
+    check_contained("fastapi_uvloop")
+}
+
 #[test]
 fn every_case_has_a_test() {
     let source = include_str!("frameworks.rs");

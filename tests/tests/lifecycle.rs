@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use otel_ebpf_tests::agent::{Agent, AgentOptions, Counters, Ended, clean};
 use otel_ebpf_tests::app::{App, Service};
 use otel_ebpf_tests::process::{Group, PATIENCE, Signal, path_from, send, shell_code, wait_for};
@@ -268,6 +268,18 @@ fn workers_are_instances_of_one_service() -> Result<()> {
                 .collect()
         };
         assert_eq!(of("service.instance.id").len(), 2, "{name}");
+        let [version, description, server] = &runtime_of(name)?[..] else {
+            bail!("the interpreter says something else");
+        };
+        for (key, expected) in [
+            ("process.runtime.version", version),
+            ("process.runtime.description", description),
+            ("webengine.name", &name.to_owned()),
+            ("webengine.version", server),
+        ] {
+            let expected = serde_json::Value::from(expected.as_str()).to_string();
+            assert_eq!(of(key), HashSet::from([expected]), "{name} {key}");
+        }
         for (key, expected) in [
             ("service.version", "\"1.2\""),
             ("telemetry.sdk.name", "\"otel-ebpf\""),
@@ -285,6 +297,18 @@ fn workers_are_instances_of_one_service() -> Result<()> {
         stop(agent, name)?;
     }
     Ok(())
+}
+
+/// What the interpreter of the services says of itself and of a server: two
+/// versions around a description.
+fn runtime_of(server: &str) -> Result<Vec<String>> {
+    let code = "import sys, importlib.metadata as packages\n\
+                print('.'.join(map(str, sys.version_info[:3])))\n\
+                print(sys.version)\nprint(packages.version(sys.argv[1]))";
+    let python = path_from("OTEL_EBPF_PYTHON", "../target/python/apps/bin/python")?;
+    let output = Command::new(python).args(["-c", code, server]).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text.lines().map(str::to_owned).collect())
 }
 
 fn stop(agent: Agent, name: &str) -> Result<Ended> {

@@ -193,6 +193,8 @@ checks! {
     the_stripped_python_of_debian_11: Python::debian("bullseye", "3.9");
     the_stripped_python_of_debian_13: Python::debian("trixie", "3.13");
     the_stripped_python_of_debian_14: Python::debian("forky", "3.14");
+    a_static_python_for_musl: Python::single_file("3.13");
+    a_static_python_for_musl_without_symbols: Python::stripped_single_file("3.13");
     free_threaded_python_3_13: Python::free_threaded("3.13");
     free_threaded_python_3_14: Python::free_threaded("3.14");
 }
@@ -257,13 +259,8 @@ fn sub_interpreters_are_told_apart() -> Result<()> {
 fn a_process_of_other_namespaces_is_read() -> Result<()> {
     for python in every_version().chain(Python::debian("bullseye", "3.9")) {
         let script = python.script(&target_script())?;
-        let inner = python.command();
-        let mut command = Command::new("unshare");
-        command
-            .args(["--pid", "--fork", "--mount", "--kill-child"])
-            .arg(inner.get_program())
-            .args(inner.get_args())
-            .arg(&script);
+        let mut command = python.in_a_container().command();
+        command.arg(&script);
         let running = Running::start(&mut command)?;
         let child = only_child(running.pid())?;
         let mut target = Target::of(running, child)?;

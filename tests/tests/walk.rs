@@ -1,16 +1,12 @@
 //! Live tests of the walk in the kernel: real Pythons with recipes made by
 //! hand, compared with what the processes say of themselves.
 //!
-//! They need root and load the BPF programs themselves. A Python that is not
-//! installed fails its test, unless `OTEL_EBPF_ALLOW_MISSING_PYTHONS=1` is
-//! set.
+//! They need root and load the BPF programs themselves.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
-use std::process::Command;
 use std::thread;
 
 use abi::map::{CodeKey, RAISED, Recipe, Recipes, recipes_flag, target_flag};
@@ -22,6 +18,7 @@ use otel_ebpf::remote::Process;
 use otel_ebpf::source::{Event, Found, Source};
 use otel_ebpf::target::interpreter::Interpreter;
 use otel_ebpf_tests::process::{Group, PATIENCE, path_from, wait_for};
+use otel_ebpf_tests::python::Python;
 use pyframes::recipe::{MAX_STEPS, Step, op};
 use serde_json::Value as Json;
 
@@ -92,12 +89,12 @@ struct Traced {
 
 impl Traced {
     /// Starts a Python and traces it with these recipes.
-    fn start(series: &str, recipes: impl Fn(&Json) -> Vec<(u64, Recipes)>) -> Result<Option<Self>> {
-        let Some(python) = pyenv(series)? else {
+    fn start(name: &str, recipes: impl Fn(&Json) -> Vec<(u64, Recipes)>) -> Result<Option<Self>> {
+        let Some(python) = python(name) else {
             return Ok(None);
         };
         let script = path_from("OTEL_EBPF_APPS", "apps")?.join("frames.py");
-        let app = Group::spawn("frames.py", Command::new(python).arg(script))?;
+        let app = Group::spawn("frames.py", python.command().arg(python.script(&script)?))?;
         let line = wait_for("frames.py listens", PATIENCE, || {
             Ok(app.lines().into_iter().find(|line| line.starts_with('{')))
         })
@@ -207,27 +204,15 @@ impl Traced {
     }
 }
 
-/// The Python of a pyenv version such as `3.12`, or `None` if it is missing
-/// and that is allowed.
-#[expect(clippy::print_stderr, reason = "a test that is skipped must say so")]
-fn pyenv(series: &str) -> Result<Option<PathBuf>> {
-    let versions = PathBuf::from(std::env::var_os("HOME").context("HOME")?).join(".pyenv/versions");
-    let found = std::fs::read_dir(&versions)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .find(|entry| {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            name.strip_prefix(series)
-                .is_some_and(|rest| rest.starts_with('.'))
-        });
-    if found.is_none() {
-        let allowed =
-            std::env::var_os("OTEL_EBPF_ALLOW_MISSING_PYTHONS").is_some_and(|it| it == "1");
-        ensure!(allowed, "Python {series} is not in {}", versions.display());
-        eprintln!("skipped: Python {series} is not in {}", versions.display());
+/// The Python of a name such as `3.12` (pyenv's), `3.13t` (without the GIL) or
+/// `forky 3.14` (of a suite of Debian's), or `None` if it is missing and that
+/// is allowed.
+fn python(name: &str) -> Option<Python> {
+    match (name.split_once(' '), name.strip_suffix('t')) {
+        (Some((suite, series)), _) => Python::debian(suite, series),
+        (None, Some(series)) => Python::free_threaded(series),
+        (None, None) => Python::pyenv(name),
     }
-    Ok(found.map(|entry| entry.path().join("bin/python")))
 }
 
 fn number(json: &Json) -> u64 {
@@ -293,6 +278,8 @@ fn answer_recipes(about: &Json) -> (u64, Recipes) {
     let recipe = |id, slot, terminal, steps: &[(u32, u32, u64)]| {
         recipe(id, moment::RESPONSE, &slots[slot], terminal, steps)
     };
+    // Slots come first in an instance.
+    let first = u32::try_from(number(&about["header"])).expect("a size");
     let list = [
         recipe(1, "path", value::TEXT, &[]),
         recipe(
@@ -324,7 +311,7 @@ fn answer_recipes(about: &Json) -> (u64, Recipes) {
             "slotted",
             value::TEXT,
             &[
-                (op::POINTER, 16, number(&about["types"]["Slotted"])),
+                (op::POINTER, first, number(&about["types"]["Slotted"])),
                 (op::ATTRIBUTE, 0, name("path")),
             ],
         ),
@@ -378,8 +365,8 @@ fn raised_recipes(about: &Json, function: &str, id: u32) -> (u64, Recipes) {
 }
 
 /// Compares everything that the kernel side tells with what the process says.
-fn check(series: &str) -> Result<()> {
-    let Some(mut traced) = Traced::start(series, |about| {
+fn check(name: &str) -> Result<()> {
+    let Some(mut traced) = Traced::start(name, |about| {
         vec![
             answer_recipes(about),
             handle_recipes(about),
@@ -577,6 +564,31 @@ fn tells_frames_and_values_of_3_12() -> Result<()> {
 #[test]
 fn tells_frames_and_values_of_3_13() -> Result<()> {
     check("3.13")
+}
+
+#[test]
+fn tells_frames_and_values_of_a_stripped_3_9() -> Result<()> {
+    check("bullseye 3.9")
+}
+
+#[test]
+fn tells_frames_and_values_of_a_stripped_3_13() -> Result<()> {
+    check("trixie 3.13")
+}
+
+#[test]
+fn tells_frames_and_values_of_a_stripped_3_14() -> Result<()> {
+    check("forky 3.14")
+}
+
+#[test]
+fn tells_frames_and_values_of_3_13_without_the_gil() -> Result<()> {
+    check("3.13t")
+}
+
+#[test]
+fn tells_frames_and_values_of_3_14_without_the_gil() -> Result<()> {
+    check("3.14t")
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! Interpreters of other systems than this one: Debian's, in a root directory
-//! each under `target/roots`, which tests enter with `chroot`; and
-//! free-threaded ones, which Debian does not have, built from its source.
+//! each under `target/roots`, which tests enter with `chroot`; and those that
+//! Debian does not have, built from its source: free-threaded ones, and one
+//! that is a single static file with its standard modules in it, for musl.
 //!
 //! Distributions strip their interpreters and link them as they please, so
 //! what holds for a self-built one need not hold for theirs. What cannot be
 //! had is told, and the tests do without.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -15,6 +17,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::debian::Apt;
 use crate::group::run;
+use crate::toolchain::ensure_programs;
 use crate::{say, target};
 
 /// A Python of a suite of Debian's.
@@ -56,6 +59,12 @@ const FREE_THREADED: &[Python] = &[
     },
 ];
 
+/// Whose source the static interpreter is built from.
+const STATIC: Python = Python {
+    suite: "trixie",
+    minor: 13,
+};
+
 /// An interpreter that cannot be had.
 pub(crate) struct Missing {
     /// As the tests name it.
@@ -84,6 +93,13 @@ pub(crate) fn ensure() -> Vec<Missing> {
                 what: format!("free-threaded CPython 3.{minor} ({error:#})"),
             });
         }
+    }
+    if let Err(error) = of_this_machine().and_then(|()| STATIC.ensure_static()) {
+        let minor = STATIC.minor;
+        missing.push(Missing {
+            name: format!("static-3.{minor}"),
+            what: format!("static CPython 3.{minor} for musl ({error:#})"),
+        });
     }
     missing
 }
@@ -128,28 +144,82 @@ impl Python {
         fs::write(stamp, "").map_err(Into::into)
     }
 
-    /// Builds it without the GIL. The build's own directory is where it runs.
+    /// Builds it without the GIL.
     fn ensure_free_threaded(&self) -> Result<()> {
-        let place = directory().join(format!("free-threaded-3.{}", self.minor));
+        let configure = ["./configure", "--disable-gil", "CFLAGS=-O1 -g0"];
+        let what = "free-threaded";
+        self.ensure_built(what, &configure, &["python", "sharedmods"], |_| Ok(()))
+    }
+
+    /// Builds it as one static file, with musl and without symbols beside one
+    /// that has them: what single-file distributions of Python are like.
+    fn ensure_static(&self) -> Result<()> {
+        ensure_programs(&[("musl-gcc", "musl-tools")], "build a static Python")?;
+        let configure = [
+            "./configure",
+            "--disable-test-modules",
+            "--without-ensurepip",
+            "MODULE_BUILDTYPE=static",
+            "CC=./musl-cc",
+            "CFLAGS=-O1 -g0",
+            "LDFLAGS=-static",
+            "LINKFORSHARED= ",
+            // What it finds is of the other C library.
+            "PKG_CONFIG=false",
+        ];
+        let targets = ["python", "pybuilddir.txt"];
+        self.ensure_built("static", &configure, &targets, |source| {
+            // The build asks gcc which C library it is for.
+            let compiler = "#!/bin/sh\n[ \"$1\" = --print-multiarch ] && exit 1\n\
+                            exec musl-gcc \"$@\"\n";
+            let path = source.join("musl-cc");
+            fs::write(&path, compiler)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(Into::into)
+        })?;
+        let place = self.built("static");
+        let [whole, stripped] = ["python", "python-stripped"].map(|name| place.join(name));
+        if stripped.is_file() {
+            return Ok(());
+        }
+        run(Command::new("strip")
+            .arg("--strip-all")
+            .arg("-o")
+            .arg(&stripped)
+            .arg(&whole))
+    }
+
+    /// Where it is built, and runs.
+    fn built(&self, what: &str) -> PathBuf {
+        directory().join(format!("{what}-3.{}", self.minor))
+    }
+
+    /// Builds it from source.
+    fn ensure_built(
+        &self,
+        what: &str,
+        configure: &[&str],
+        targets: &[&str],
+        prepare: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        let place = self.built(what);
         if place.join("python").is_file() {
             return Ok(());
         }
         say(format!(
-            "building a free-threaded Python 3.{} (some minutes, once)",
+            "building a {what} Python 3.{} (some minutes, once)",
             self.minor
         ));
         fs::create_dir_all(directory())?;
         let building = tempfile::tempdir_in(directory())?;
         self.unpack_source(building.path())?;
         let source = building.path().join("source");
-        let log = directory().join(format!("free-threaded-3.{}.log", self.minor));
+        prepare(&source)?;
+        let log = directory().join(format!("{what}-3.{}.log", self.minor));
         let jobs = thread::available_parallelism().map_or(1, usize::from);
+        let jobs = format!("-j{jobs}");
+        let make = [&["make", &jobs], targets].concat();
         // It finds its library relative to its program, so it may be moved.
-        let steps: [&[&str]; 2] = [
-            &["./configure", "--disable-gil", "CFLAGS=-O1 -g0"],
-            &["make", &format!("-j{jobs}"), "python", "sharedmods"],
-        ];
-        for step in steps {
+        for step in [configure, &make] {
             logged(step, &source, &log)?;
         }
         fs::rename(&source, &place).map_err(Into::into)

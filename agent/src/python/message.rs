@@ -16,12 +16,19 @@ pub(super) fn of<M: Memory>(
     class: u64,
     arguments: &[Item<'_>],
     incomplete: bool,
+    members: Option<u64>,
 ) -> Option<String> {
     let printer = printer(objects, class)?;
     if incomplete {
         return None;
     }
     match (printer, arguments) {
+        (Printer::Group, [text, _]) => {
+            let count = members?;
+            let plural = if count == 1 { "" } else { "s" };
+            Some(format!("{} ({count} sub-exception{plural})", plain(text)?))
+        }
+        (Printer::Group, _) => None,
         (_, []) => Some(String::new()),
         (Printer::Key, [key]) => repr(key),
         (_, [only]) => plain(only),
@@ -44,6 +51,33 @@ enum Printer {
     Key,
     /// As `OSError` does, without a file name.
     System,
+    /// As `BaseExceptionGroup` does.
+    Group,
+}
+
+/// Whether a type is one of groups of exceptions.
+pub(super) fn is_group<M: Memory>(objects: Objects<'_, M>, class: u64) -> bool {
+    let mut buffer = [0; 64];
+    let bases = objects.mro(class).unwrap_or_default();
+    bases.into_iter().any(|base| {
+        builtin_name(objects, base, &mut buffer).is_some_and(|name| name == "BaseExceptionGroup")
+    })
+}
+
+/// `tp_name` of a type that no `class` statement made.
+fn builtin_name<'b, M: Memory>(
+    objects: Objects<'_, M>,
+    class: u64,
+    buffer: &'b mut [u8; 64],
+) -> Option<&'b str> {
+    let layout = objects.layout;
+    let flags = class.wrapping_add(u64::from(layout.type_object.tp_flags));
+    if objects.memory.u64(flags).ok()? & HEAPTYPE != 0 {
+        return None;
+    }
+    let name = objects.field(class, layout.type_object.tp_name).ok()?;
+    let name = text::read_c_string(objects.memory, name, buffer).ok()?;
+    Some(name.text)
 }
 
 /// How a type prints, by the first of its bases that says so; `None` if that
@@ -80,8 +114,8 @@ fn printer<M: Memory>(objects: Objects<'_, M>, class: u64) -> Option<Printer> {
             | "UnicodeDecodeError"
             | "UnicodeEncodeError"
             | "UnicodeTranslateError"
-            | "SyntaxError"
-            | "BaseExceptionGroup" => return None,
+            | "SyntaxError" => return None,
+            "BaseExceptionGroup" => return Some(Printer::Group),
             _ => {}
         }
     }

@@ -18,7 +18,9 @@ use object::LittleEndian;
 use object::elf::{self, FileHeader64, ProgramHeader64, SectionHeader64, Sym64};
 use object::pod;
 use object::read::elf::{ElfFile64, FileHeader as _};
-use object::read::{Object as _, ObjectSymbol as _, ObjectSymbolTable as _, ReadCache};
+use object::read::{
+    Object as _, ObjectSection as _, ObjectSymbol as _, ObjectSymbolTable as _, ReadCache,
+};
 use object::read::{RelocationFlags, RelocationTarget};
 use zerocopy::IntoBytes;
 
@@ -174,6 +176,20 @@ impl Elf {
     pub fn symbol(&self, name: &str) -> Result<Option<Symbol>, ElfError> {
         let [symbol] = self.symbols([name])?;
         Ok(symbol)
+    }
+
+    /// The section of this name that is loaded, as a named place; symbols may
+    /// be gone where it is still there.
+    pub fn section(&self, name: &str) -> Result<Option<Symbol>, ElfError> {
+        self.with_file(|file| {
+            let found = file.section_by_name(name);
+            Ok(found
+                .map(|section| Symbol {
+                    address: section.address(),
+                    size: section.size(),
+                })
+                .filter(|section| section.address != 0))
+        })
     }
 
     /// The file offset of a virtual address, unless no file byte backs it.

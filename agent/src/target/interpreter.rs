@@ -19,7 +19,7 @@ use object::elf::EM_X86_64;
 use pyframes::debug_offsets::DebugOffsets;
 use pyframes::interpreter::{self as state, Thread};
 use pyframes::layout::{self, Layout, Series};
-use pyframes::{Memory, object as objects};
+use pyframes::{Memory, object as objects, text};
 
 use self::evidence::Evidence;
 pub use self::imports::Imports;
@@ -58,6 +58,8 @@ pub struct Interpreter {
     pub layout: Layout,
     /// Where a thread keeps its `PyThreadState`.
     pub tss: Tss,
+    /// `sys.version`: version, build and compiler in words.
+    pub description: Option<String>,
 }
 
 /// A place in a mapped file, as a uprobe takes it.
@@ -134,6 +136,10 @@ pub enum LocateError {
     /// The function lies in no file, as compiled code may.
     #[error("the function is not in a mapped file")]
     NotInFile,
+    /// The interpreter's file does not name the function: a static program
+    /// that was stripped.
+    #[error("the interpreter has no symbol {0}")]
+    NoSymbol(&'static str),
     /// The file behind the mapping cannot be opened.
     #[error("cannot open the mapped file")]
     File(#[source] std::io::Error),
@@ -312,11 +318,14 @@ impl Interpreter {
             }
             makers.extend(elf.virtual_address(maker.file_offset));
         }
-        let symbol = |name| elf.symbol(name).ok().flatten();
+        let symbol = |name| {
+            let found = elf.symbol(name).ok().flatten();
+            found.ok_or(LocateError::NoSymbol(name))
+        };
         for name in ["PyContext_New", "PyContext_Copy"] {
-            makers.push(symbol(name).ok_or(LocateError::NotInFile)?.address);
+            makers.push(symbol(name)?.address);
         }
-        let copy_current = symbol("PyContext_CopyCurrent").ok_or(LocateError::NotInFile)?;
+        let copy_current = symbol("PyContext_CopyCurrent")?;
         Ok(births::places(&self.image, copy_current.address, &makers))
     }
 
@@ -340,6 +349,8 @@ impl Interpreter {
             }
         };
         let (runtime, series, version) = match evidence {
+            // What it publishes tells the version.
+            Some(Evidence::Published { runtime }) => (runtime, 13, None),
             None => return Ok(None),
             Some(Evidence::PyPy) => return Err(InterpreterError::PyPy),
             Some(Evidence::TooOld { major, minor }) => {
@@ -369,6 +380,17 @@ impl Interpreter {
 // === impl PythonVersion ===
 
 impl PythonVersion {
+    /// As `platform.python_version()` has it, which says nothing of the GIL.
+    pub fn release(&self) -> String {
+        let Self {
+            major,
+            minor,
+            micro,
+            ..
+        } = self;
+        format!("{major}.{minor}.{micro}")
+    }
+
     /// From `PY_VERSION_HEX`.
     fn from_hex(hex: u32, free_threaded: bool) -> Self {
         let [_, micro, minor, major] = hex.to_le_bytes();
@@ -480,6 +502,9 @@ impl Claim {
             .map_err(|_| mismatch("the list of threads is not readable"))?;
         let tss = tss::locate(process, &threads, key, layout.tstate.thread_id)
             .ok_or_else(|| mismatch("the threads do not have their states where they belong"))?;
+        let description = steady(|| description(process, &layout, main))
+            .ok()
+            .flatten();
         Ok(Interpreter {
             version,
             image,
@@ -487,6 +512,7 @@ impl Claim {
             main,
             layout,
             tss,
+            description,
         })
     }
 }
@@ -539,6 +565,23 @@ fn hexversion(
     u32::try_from(number)
         .map(Some)
         .map_err(|_| pyframes::Error::Malformed)
+}
+
+/// `sys.version`, or `None` if it is not there or very long.
+fn description(
+    process: &Process,
+    layout: &Layout,
+    main: u64,
+) -> Result<Option<String>, pyframes::Error> {
+    let Some(sys) = state::modules(process, layout, main)?.get(process, layout, "sys")? else {
+        return Ok(None);
+    };
+    let Some(version) = objects::module_attribute(process, layout, sys, "version")? else {
+        return Ok(None);
+    };
+    let mut buffer = [0; MAX_DESCRIPTION];
+    let version = text::read_str(process, layout, version, &mut buffer)?;
+    Ok((!version.truncated).then(|| version.text.to_owned()))
 }
 
 fn threads(process: &Process, layout: &Layout, main: u64) -> Result<Vec<Thread>, pyframes::Error> {
@@ -605,6 +648,9 @@ const MODULES_SEARCH: u32 = 512;
 /// twice as long as the one before.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(64);
+
+/// Longest `sys.version` that is told, bytes.
+const MAX_DESCRIPTION: usize = 512;
 
 /// How often an inconsistent reading is repeated.
 const REREADS: u32 = 3;

@@ -469,6 +469,14 @@ pub mod part {
     /// The exception during whose handling the one before it was raised
     /// (`__context__`, not suppressed).
     pub const CONTEXT: u8 = 3;
+    /// A note (`__notes__`) of the exception before it, in order; the last one
+    /// is no text if there are more.
+    pub const NOTE: u8 = 4;
+    /// How many members the exception before it has, if it is a group.
+    pub const MEMBERS: u8 = 5;
+    /// A member of the group that the recipe leads to, in order; its own chain
+    /// follows.
+    pub const MEMBER: u8 = 6;
 }
 
 /// Bits of [`Value::detail`] of an exception.

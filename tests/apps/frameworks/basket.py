@@ -26,3 +26,37 @@ def checkout():
 
 def reserve():
     raise OutOfStock("hammer")
+
+
+def refund():
+    try:
+        return price("saw")
+    except ValueError:
+        raise CheckoutFailed("no refund for a saw") from None
+
+
+def count():
+    error = ValueError("four hammers\nand a nail")
+    error.add_note("counted twice")
+    error.add_note("by hand,\non Friday")
+    raise error
+
+
+def deliver():
+    failed = []
+    for attempt in (price, checkout_of, reserve_of):
+        try:
+            attempt("drill")
+        except Exception as error:
+            failed.append(error)
+    error = ExceptionGroup("not delivered", failed)
+    error.add_note("tried by truck")
+    raise error
+
+
+def checkout_of(article):
+    checkout()
+
+
+def reserve_of(article):
+    raise OutOfStock(article)

@@ -76,6 +76,21 @@ async def chained():
     return {"total": basket.checkout()}
 
 
+@app.get("/refund")
+async def refund():
+    return {"total": basket.refund()}
+
+
+@app.get("/count")
+async def count():
+    return {"total": basket.count()}
+
+
+@app.get("/deliver")
+async def deliver():
+    return {"total": basket.deliver()}
+
+
 @app.get("/handled")
 async def handled():
     return {"reserved": basket.reserve()}

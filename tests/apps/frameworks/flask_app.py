@@ -62,6 +62,21 @@ def chained():
     return {"total": basket.checkout()}
 
 
+@app.get("/refund")
+def refund():
+    return {"total": basket.refund()}
+
+
+@app.get("/count")
+def count():
+    return {"total": basket.count()}
+
+
+@app.get("/deliver")
+def deliver():
+    return {"total": basket.deliver()}
+
+
 @app.get("/handled")
 def handled():
     return {"reserved": basket.reserve()}

@@ -339,12 +339,9 @@ impl Interpreter {
         let mut found = Self {
             label: format!("{} {kind}", version(&mut python.command())?),
             program: python.program.clone(),
-            prefix: Vec::new(),
+            prefix: python.prefix(),
         };
         found.label.truncate(found.label.trim_end().len());
-        if let Some(root) = &python.root {
-            found.prefix = vec!["chroot".into(), root.into()];
-        }
         Ok(found)
     }
 

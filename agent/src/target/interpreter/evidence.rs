@@ -1,7 +1,9 @@
 //! Tells from a file's symbols which interpreter it holds, if any.
 //!
 //! Every build exports CPython's API, stripped ones included, so that the
-//! presence of a function tells the version that introduced it.
+//! presence of a function tells the version that introduced it. The exception
+//! is a static program without symbols, of which the runtime's own section is
+//! left.
 
 use crate::target::elf::{Elf, ElfError, Symbol};
 
@@ -24,6 +26,12 @@ pub(super) enum Evidence {
         /// The minor version.
         minor: u8,
     },
+    /// CPython 3.13 or newer, which has a section of its own for
+    /// `_PyRuntime`, in a static program without any symbols.
+    Published {
+        /// `_PyRuntime`.
+        runtime: Symbol,
+    },
     /// CPython 3.11 or newer, whose version is in memory.
     Versioned {
         /// `_PyRuntime`.
@@ -35,7 +43,13 @@ pub(super) enum Evidence {
 
 /// Reads the evidence in a file, or `None` if it holds no interpreter.
 pub(super) fn gather(elf: &Elf) -> Result<Option<Evidence>, ElfError> {
-    elf.exports(NAMES).map(|found| weigh(&found))
+    match elf.exports(NAMES).map(|found| weigh(&found))? {
+        None => {
+            let runtime = elf.section(RUNTIME_SECTION)?;
+            Ok(runtime.map(|runtime| Evidence::Published { runtime }))
+        }
+        told => Ok(told),
+    }
 }
 
 fn weigh(found: &[Option<Symbol>; NAMES.len()]) -> Option<Evidence> {
@@ -57,6 +71,9 @@ fn weigh(found: &[Option<Symbol>; NAMES.len()]) -> Option<Evidence> {
         None => Some(Evidence::TooOld { major, minor }),
     }
 }
+
+/// Where CPython puts `_PyRuntime` since 3.13, so that debuggers find it.
+const RUNTIME_SECTION: &str = ".PyRuntime";
 
 /// Symbols with the version of CPython that introduced them (for the last:
 /// that kept it last), newest first.
