@@ -49,7 +49,7 @@ pub struct Options {
     #[arg(long, hide = true)]
     pub load_only: bool,
     /// Room in each of the kernel side's tables that evict their least used,
-    /// entries: to see what comes of it
+    /// and in that of threads, entries: to see what comes of it
     #[arg(long, hide = true, value_name = "ENTRIES", value_parser = clap::value_parser!(u32).range(1..))]
     pub table_entries: Option<u32>,
     /// Also write what the kernel side reports to this file, for replay

@@ -44,6 +44,8 @@ use crate::target::process::{ProcessError, ProcessInfo};
 use crate::target::service::{TargetSettings, derive_service_name};
 use crate::target::sockets::sockets;
 
+/// Modules of event loops that read outside any context.
+const LOOPS_OUTSIDE: [&str; 2] = ["uvloop.loop", "twisted.internet.base"];
 /// Ids of connections that the agent makes known have this bit; the kernel's
 /// never do.
 const SEEDED: u64 = 1 << 63;
@@ -551,6 +553,13 @@ impl Discovery {
             let message = message::found(pid, process, &interpreter);
             if let Some(tracee) = self.tracees.get_mut(&pid) {
                 tracee.target = interpreter.target();
+                // One that is loaded later has its first turn before our eyes.
+                if LOOPS_OUTSIDE
+                    .iter()
+                    .any(|module| interpreter.has_module(process, module).unwrap_or(true))
+                {
+                    tracee.target.flags |= target_flag::LOOPS_OUTSIDE;
+                }
                 tracee.interpreter = Some(Arc::new(interpreter));
                 changes
                     .messages

@@ -294,7 +294,7 @@ impl Probes {
             .override_global("KERNEL_OFFSETS", &settings.offsets, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .map_max_entries("EVENTS", settings.ring_bytes);
-        for name in EVICTING {
+        for name in EVICTING.into_iter().chain(["THREADS"]) {
             if let Some(entries) = settings.table_entries {
                 loader.map_max_entries(name, entries);
             }

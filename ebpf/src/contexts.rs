@@ -3,7 +3,7 @@
 //! each is certain.
 
 use abi::counter::Counter;
-use abi::map::{Connection, Descriptor, Target, target_flag, tls};
+use abi::map::{Connection, Descriptor, Target, target_flag, tls as state};
 use abi::record::{Owner, role, rule};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task};
@@ -13,7 +13,7 @@ use crate::counters::count;
 use crate::kernel::{self, offset};
 use crate::maps::{CONNECTIONS, CONTEXTS, ContextKey, ContextOwner, Thread, thread_flag};
 use crate::servers::{self, Serving};
-use crate::{greenlets, handoffs, processes, seal, stacks, threads, user};
+use crate::{greenlets, handoffs, processes, seal, stacks, threads, tls, user};
 
 /// The current thread's place in Python.
 #[derive(Clone, Copy)]
@@ -211,7 +211,7 @@ pub(crate) fn read_by(
         }
         _ => {
             outside(pid, target, connection);
-            threads::reads(pid_tgid, thread, owner, fd);
+            threads::reads(pid_tgid, target, thread, owner, fd);
         }
     }
 }
@@ -291,7 +291,34 @@ pub(crate) fn plaintext_read_in(
     // What comes out piece by piece in one callback is one read.
     let goes_on = thread.flags & thread_flag::FRESH_READ != 0 && thread.read.conn == owner.conn;
     if thread.flags & thread_flag::EVENT_LOOP != 0 && !goes_on {
-        threads::reads(pid_tgid, thread, owner, fd);
+        threads::reads(pid_tgid, target, thread, owner, fd);
+    }
+}
+
+/// Plaintext came out of a session whose connection is not known. It may be
+/// the next request, so that nothing which is done from here on is known to be
+/// done for the one before.
+#[inline(always)]
+pub(crate) fn unknown_read(pid_tgid: u64, target: &Target, thread: &mut Thread) {
+    let pid = (pid_tgid >> 32) as u32;
+    thread.flags &= !thread_flag::FRESH_READ;
+    match place(target, thread) {
+        Some(Place {
+            context,
+            entered: true,
+            ..
+        }) => {
+            if target.flags & target_flag::LINEAGE != 0 {
+                set_owner(pid, target, context, NOBODY, false);
+            }
+        }
+        Some(Place { greenlet, .. }) if greenlet != greenlets::NONE => {
+            greenlets::unknown_read(pid, target, greenlet);
+        }
+        _ => {
+            thread.owner = Owner::default();
+            thread.rule = 0;
+        }
     }
 }
 
@@ -544,7 +571,7 @@ pub(crate) fn queued(ctx: &ProbeContext, transport: u64) {
         if thread.read.conn == id {
             thread.flags &= !thread_flag::FRESH_READ;
         }
-        if tls >= tls::SEALED {
+        if tls >= state::SEALED {
             return;
         }
         let place = place(target, thread);
@@ -555,7 +582,7 @@ pub(crate) fn queued(ctx: &ProbeContext, transport: u64) {
         return stacks::at_queue(ctx, pid_tgid, target, place, connection, nobody);
     }
     // Whose the plaintext is was found when it was written to its session.
-    if tls >= tls::SEALED {
+    if tls >= state::SEALED {
         return;
     }
     count(Counter::QueuedWrites);
@@ -630,8 +657,10 @@ fn is_last(pid: u32, found: ContextOwner) -> bool {
         return false;
     };
     // SAFETY: the map's values outlive the program run.
-    let (id, received) = unsafe { ((*connection).id, (*connection).received) };
-    id == found.owner.conn && received.wrapping_sub(1) == found.owner.offset
+    let connection = unsafe { &*connection };
+    connection.id == found.owner.conn
+        && connection.received.wrapping_sub(1) == found.owner.offset
+        && tls::is_followed(pid, connection)
 }
 
 /// Notes whose a context is. Addresses are used again at once, so the entry is

@@ -156,6 +156,22 @@ pub(crate) fn reads(pid_tgid: u64, target: &Target, thread: &Thread, greenlet: u
     set(key, value);
 }
 
+/// The greenlet has read what no connection is known of.
+#[inline(always)]
+pub(crate) fn unknown_read(pid: u32, target: &Target, greenlet: u64) {
+    if greenlet == UNREADABLE || target.flags & target_flag::GREENLET_OWNERS == 0 {
+        return;
+    }
+    let key = key(pid, target, greenlet);
+    let Some(entry) = GREENLETS.get_ptr(key) else {
+        return;
+    };
+    // SAFETY: the map's values outlive the program run.
+    if unsafe { (*entry).rule } != u32::from(rule::EVENT_LOOP) {
+        forget(key);
+    }
+}
+
 /// The thread waits for many descriptors at a time: whatever greenlet does
 /// that, mostly the hub's, is an event loop for good.
 #[inline(always)]

@@ -22,7 +22,7 @@ use crate::counters::count;
 use crate::maps::{CONNECTIONS, FILTER, FUNCTION_STEPS, RECIPES, Walk, step};
 use crate::stacks::{self, Chain};
 use crate::user::{self, User};
-use crate::{processes, values};
+use crate::{processes, tls, values};
 
 /// Frames that one program reads.
 const FRAMES_PER_RUN: u32 = 40;
@@ -373,16 +373,14 @@ pub(crate) fn connection(
         return NONE;
     };
     // SAFETY: the map's values outlive the program run.
-    let (id, received, end) = unsafe {
-        let connection = &*connection;
-        (connection.id, connection.received, connection.role)
-    };
-    if end == role::CLIENT || received == 0 {
+    let connection = unsafe { &*connection };
+    let received = connection.received;
+    if connection.role == role::CLIENT || received == 0 || !tls::is_followed(pid, connection) {
         return NONE;
     }
     Serving {
         owner: Owner {
-            conn: id,
+            conn: connection.id,
             offset: received - 1,
         },
         fd,

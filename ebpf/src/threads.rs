@@ -1,6 +1,7 @@
 //! What each thread of a target is doing.
 
 use abi::counter::Counter;
+use abi::map::{Target, target_flag};
 use abi::record::{Owner, rule};
 
 use crate::contexts::Finding;
@@ -107,15 +108,18 @@ pub(crate) fn finding(thread: &Thread) -> Finding {
 /// Unless all that it ever did was seen, it owns nothing until it was seen to
 /// wait, if it may be an event loop: attached in the middle of its turn, one
 /// would pass for a thread that serves one request after the other. A process's
-/// first thread may be one, and any that was not seen for a while.
+/// first thread may be one, any where there are loops that read outside
+/// contexts or where that is not known yet, and any that was not seen for a
+/// while.
 #[inline(always)]
-pub(crate) fn reads(pid_tgid: u64, thread: &mut Thread, owner: Owner, fd: i32) {
+pub(crate) fn reads(pid_tgid: u64, target: &Target, thread: &mut Thread, owner: Owner, fd: i32) {
     thread.read = owner;
     thread.read_fd = fd;
     thread.flags = (thread.flags | thread_flag::FRESH_READ) & !thread_flag::TAKEN;
     let first = (pid_tgid >> 32) as u32 == pid_tgid as u32;
     let seen = thread.flags & (thread_flag::WAITED | thread_flag::BORN) != 0;
-    let may_loop = first || thread.flags & thread_flag::UNSURE != 0;
+    let known = target.flags & (target_flag::PYTHON | target_flag::LOOPS_OUTSIDE);
+    let may_loop = first || known != target_flag::PYTHON || thread.flags & thread_flag::UNSURE != 0;
     if (seen || !may_loop) && thread.flags & thread_flag::EVENT_LOOP == 0 {
         thread.owner = owner;
         thread.rule = 0;

@@ -386,6 +386,9 @@ pub(crate) fn ends(result: u64, way: u8) {
         },
     };
     if carrier.conn == 0 {
+        if way == direction::RECEIVED {
+            contexts::unknown_read(pid_tgid, target, thread);
+        }
         return unjoined(pid_tgid, target, thread, call.ssl, plaintext);
     }
     let Some(connection) = connections::find(pid, carrier.fd) else {
@@ -489,6 +492,29 @@ fn carrier(pid: u32, ssl: u64) -> Option<TlsCarrier> {
     }
     let connection = connections::held(pid, carrier.fd, carrier.conn)?;
     (connection.tls == tls::JOINED && connection.ssl == ssl).then_some(carrier)
+}
+
+/// Whether all that the connection received is counted: it carries no TLS, or
+/// the session that it is joined with is known. Of one that was evicted the
+/// plaintext is not seen.
+#[inline(always)]
+pub(crate) fn is_followed(pid: u32, connection: &Connection) -> bool {
+    if connection.tls < tls::SEALED {
+        return true;
+    }
+    let key = TlsObject {
+        ssl: connection.ssl,
+        pid,
+        pad: 0,
+    };
+    let Some(session) = SESSIONS.get_ptr(key) else {
+        return false;
+    };
+    // SAFETY: the map's values outlive the program run.
+    let session = unsafe { &*session };
+    connection.tls == tls::JOINED
+        && session.carrier.conn == connection.id
+        && session.seal == session_seal(key, session)
 }
 
 /// Joins the session with the connection whose records the thread has put

@@ -36,7 +36,8 @@ enum Server {
     Gunicorn,
     Uvicorn,
     Hypercorn,
-    /// Words that follow the interpreter, with `{host}` and `{port}` in them.
+    /// Words that follow the interpreter, with `{host}`, `{port}`, `{key}` and
+    /// `{certificate}` in them.
     Command,
 }
 
@@ -82,7 +83,8 @@ impl Service {
     }
 
     /// A server of the application's own: words that follow the interpreter,
-    /// where `{host}` and `{port}` stand for what to listen on.
+    /// where `{host}` and `{port}` stand for what to listen on, `{key}` and
+    /// `{certificate}` for files with its identity.
     pub fn command(name: &str, words: &[&str]) -> Self {
         Self::new(name, Server::Command).arguments(words)
     }
@@ -225,7 +227,7 @@ impl Service {
                     Address::Unix(path) => format!("unix:{}", path.display()).into(),
                 });
             }
-            Server::Command => return self.command_words(address),
+            Server::Command => return self.command_words(address, files),
             Server::Uvicorn => {
                 words.extend(["uvicorn".into(), application.into()]);
                 match address {
@@ -263,14 +265,16 @@ impl Service {
         words
     }
 
-    fn command_words(&self, address: &Address) -> Vec<OsString> {
+    fn command_words(&self, address: &Address, files: &tls::Files) -> Vec<OsString> {
         let (Address::Tcp(address) | Address::Tls(address)) = address else {
             return self.arguments.clone();
         };
-        let (host, port) = (address.ip().to_string(), address.port().to_string());
         let filled = self.arguments.iter().map(|word| {
-            let word = word.to_string_lossy();
-            word.replace("{host}", &host).replace("{port}", &port)
+            word.to_string_lossy()
+                .replace("{host}", &address.ip().to_string())
+                .replace("{port}", &address.port().to_string())
+                .replace("{key}", &files.key.to_string_lossy())
+                .replace("{certificate}", &files.certificate.to_string_lossy())
         });
         filled.map(OsString::from).collect()
     }

@@ -51,6 +51,21 @@ pub enum Manner {
     Crowd,
 }
 
+impl Manner {
+    /// Its name in the report, if it is not the common one.
+    pub const fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Whole => None,
+            Self::Pieces => Some("in pieces"),
+            Self::Close => Some("closed"),
+            Self::Impatient => Some("impatient"),
+            Self::Pipelined => Some("pipelined"),
+            Self::Mixed => Some("mixed"),
+            Self::Crowd => Some("in a crowd"),
+        }
+    }
+}
+
 /// Requests that are to be sent.
 #[derive(Clone, Debug)]
 pub struct Load {

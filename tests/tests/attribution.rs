@@ -290,19 +290,22 @@ mod attribution {
     #[test]
     fn flows() {
         let models = on_loops("flows", "flows_app", |service| service);
+        // So many that every way has 2,000 requests over all models.
+        let loads = [
+            ("/task_group?client=aiohttp", 250),
+            ("/task_group?client=httpx", 250),
+            ("/anyio?client=httpx", 1000),
+            ("/generator?client=httpx", 1000),
+            ("/streamed?client=aiohttp", 500),
+            ("/streamed_in_threads", 500),
+            ("/cancelled?client=aiohttp", 250),
+            ("/cancelled?client=httpx", 250),
+            ("/shielded?client=httpx", 100),
+            ("/shielded?client=aiohttp", 100),
+        ];
         let models = models.into_iter().map(|model| {
-            model.loads(&[
-                "/task_group?client=aiohttp",
-                "/task_group?client=httpx",
-                "/anyio?client=httpx",
-                "/generator?client=httpx",
-                "/streamed?client=aiohttp",
-                "/streamed_in_threads",
-                "/cancelled?client=aiohttp",
-                "/cancelled?client=httpx",
-                "/shielded?client=httpx",
-                "/shielded?client=aiohttp",
-            ])
+            let with = |model: Model, (target, count)| model.load(target).times(count);
+            loads.into_iter().fold(model, with)
         });
         run("flows", models.collect());
     }

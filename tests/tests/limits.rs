@@ -91,10 +91,45 @@ mod attribution {
                 .load_as("/downstream", Manner::Whole, none)
                 .load_as("/handoff/submit", Manner::Whole, none),
         );
+        let plain = Service::command("plain", &[&plain(), "threads", "{host}", "{port}"]);
+        // A thread for each connection, and so more than there is room for.
+        models.push(
+            Model::new("http.server, more threads than room", plain)
+                .loses("kernel.lost.thread_table_full")
+                .load_as("/downstream", Manner::Whole, none)
+                .load_as("/downstream", Manner::Close, none),
+        );
         let models = models
             .into_iter()
             .map(|model| model.agent(&SMALL).nothing_need_be_placed());
         run("small_tables", models.collect());
+    }
+
+    /// The same with sessions of TLS: those of clients and of the pools of the
+    /// application's own are more than there is room for.
+    #[test]
+    fn small_tables_with_tls() {
+        let none = Expected::NoneMisplaced;
+        let models = event_loops("fastapi_app").map(|(name, service)| {
+            Model::new(&format!("{name}, TLS, small tables"), service.tls())
+                .load_as("/gather?client=aiohttp", Manner::Close, none)
+                .load_as("/to_thread", Manner::Whole, none)
+        });
+        let mut models = Vec::from(models);
+        let threads = Service::gunicorn("flask_app").arguments(&["--threads", "16"]);
+        models.push(
+            Model::new("gunicorn gthread, TLS, small tables", threads.tls())
+                .load_as("/downstream", Manner::Close, none)
+                .load_as("/downstream", Manner::Whole, none),
+        );
+        let models = models.into_iter().map(|model| {
+            model
+                .calls_tls()
+                .agent(&SMALL)
+                .loses("kernel.lost.tls_unjoined")
+                .nothing_need_be_placed()
+        });
+        run("small_tables_with_tls", models.collect());
     }
 
     /// The free list of contexts hands an address out again at once, also to
@@ -109,6 +144,12 @@ mod attribution {
         });
         run("contexts_recycled_at_once", models.into());
     }
+}
+
+/// The script of the service that needs no packages.
+fn plain() -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("apps/plain.py");
+    script.display().to_string()
 }
 
 fn downstream() -> Result<App> {
@@ -211,8 +252,7 @@ fn with_next_pid<T>(pid: u32, work: impl FnOnce() -> Result<T>) -> Result<T> {
 #[test]
 fn a_process_with_the_id_of_a_traced_one_is_not_traced() -> Result<()> {
     const REQUESTS: usize = 20;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("apps/plain.py");
-    let script = script.display().to_string();
+    let script = plain();
     let downstream = downstream()?;
     for kind in ["threads", "asyncio"] {
         let words = [&*script, kind, "{host}", "{port}"];

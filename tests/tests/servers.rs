@@ -35,6 +35,21 @@ fn tasks(model: Model) -> Model {
         )
 }
 
+/// TLS on both sides; the work goes on in another task than the one that reads.
+fn with_tls(model: Model) -> Model {
+    let gather = "/gather?client=aiohttp";
+    model
+        .calls_tls()
+        .loads(&["/gather?client=httpx", "/tasks?client=aiohttp"])
+        .load_as(gather, Manner::Close, Expected::Exact)
+        .load_as(
+            "/downstream?client=aiohttp",
+            Manner::Pieces,
+            Expected::Exact,
+        )
+        .load_as(gather, Manner::Pipelined, Expected::NoneMisplaced)
+}
+
 mod attribution {
     use super::*;
 
@@ -72,40 +87,45 @@ mod attribution {
             Service::command("aiohttp_app", &words).tls()
         };
         let hypercorn = Service::hypercorn("servers.asgi_app").tls();
-        let uvloop = hypercorn.clone().arguments(&["--worker-class", "uvloop"]);
-        let placed = [
+        let models = [
             ("aiohttp.web asyncio, TLS", aiohttp("asyncio")),
             ("aiohttp.web uvloop, TLS", aiohttp("uvloop")),
-            ("hypercorn uvloop, TLS", uvloop),
+            ("hypercorn asyncio, TLS", hypercorn.clone()),
+            (
+                "hypercorn uvloop, TLS",
+                hypercorn.arguments(&["--worker-class", "uvloop"]),
+            ),
         ];
-        let placed = placed.map(|(name, service)| {
-            model(name, service)
-                .calls_tls()
-                .loads(&["/gather?client=httpx", "/tasks?client=aiohttp"])
-                .load_as("/gather?client=aiohttp", Manner::Close, Expected::Exact)
-                .load_as(
-                    "/downstream?client=aiohttp",
-                    Manner::Pieces,
-                    Expected::Exact,
-                )
-                .load_as(
-                    "/gather?client=aiohttp",
-                    Manner::Pipelined,
-                    Expected::NoneMisplaced,
-                )
-        });
-        let mut models = Vec::from(placed);
-        // asyncio's own transport is too far away.
-        models.push(
-            model("hypercorn asyncio, TLS", hypercorn)
-                .calls_tls()
-                .load_as(
-                    "/gather?client=httpx",
-                    Manner::Whole,
-                    Expected::Refused("spans.no_parent.unowned_context"),
-                ),
-        );
-        run("servers_with_tls", models);
+        let models = models.map(|(name, service)| with_tls(model(name, service)));
+        run("servers_with_tls", models.into());
+    }
+
+    /// Daphne's sessions are those of an OpenSSL inside of a wheel, Sanic's are
+    /// uvloop's.
+    #[test]
+    fn more_servers_with_tls() {
+        let daphne = "ssl:{port}:privateKey={key}:certKey={certificate}:interface={host}";
+        let daphne = Service::command("daphne", &["-m", "daphne", "-e", daphne])
+            .arguments(&["servers.asgi_app:app"]);
+        let sanic = ["-m", "sanic", "servers.sanic_app:app", "--single-process"];
+        let sanic = Service::command("sanic_app", &sanic).arguments(&[
+            "--host",
+            "{host}",
+            "--port",
+            "{port}",
+            "--cert",
+            "{certificate}",
+            "--key",
+            "{key}",
+        ]);
+        let httptools = Service::uvicorn("servers.asgi_app").arguments(&["--http", "httptools"]);
+        let models = [
+            ("daphne, TLS", daphne),
+            ("sanic uvloop, TLS", sanic),
+            ("uvicorn asyncio httptools, TLS", httptools),
+        ];
+        let models = models.map(|(name, service)| with_tls(model(name, service.tls())));
+        run("more_servers_with_tls", models.into());
     }
 
     /// Its own client has 64 calls at a time. Others wait, and begin in the

@@ -5,7 +5,7 @@
 //! this gathers the lines, in the order of the groups' names, when the suite
 //! has run whole.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -134,7 +134,9 @@ Written by `cargo xtask test attribution`; how it is measured is in
 [ARCHITECTURE.md](../../ARCHITECTURE.md#how-attribution-is-shown). Each row is a
 load on a real server, 64 requests in flight, of which every one makes one to
 five calls of its own. The first table sums up the models: each must have had
-2,000 requests and more, or the run fails.
+2,000 requests and more, or the run fails, but for those that must lose some.
+The second sums up the ways in which requests come and make their calls, over
+all models.
 
 * *placed*: calls under the very request that made them.
 * *unparented*: calls under no request. Each is counted by its reason.
@@ -165,6 +167,7 @@ fn markdown(rows: &[Row], untested: &[String]) -> String {
         let _infallible = writeln!(text, "\nNot tested, since it was not to be had: {what}.");
     }
     text.push_str(&models(rows));
+    text.push_str(&ways(rows));
     let mut group = "";
     for row in rows {
         if row.group != group {
@@ -188,6 +191,35 @@ fn markdown(rows: &[Row], untested: &[String]) -> String {
             row.unparented,
             row.misplaced,
             row.expected
+        );
+    }
+    text
+}
+
+/// What all loads came to that were sent to a path in the same manner, whatever
+/// the model.
+fn ways(rows: &[Row]) -> String {
+    let mut found = BTreeMap::<String, Vec<Row>>::new();
+    for row in rows.iter().filter(|row| row.load.starts_with('/')) {
+        let (target, manner) = row.load.split_once(", ").unwrap_or((&row.load, ""));
+        let path = target.split('?').next().unwrap_or_default();
+        let way = format!("`{path}` {manner}").trim_end().to_owned();
+        found.entry(way).or_default().push(row.clone());
+    }
+    let mut text = String::from(
+        "\n## Ways\n\n\
+         | way | loads | requests | placed | unparented | misplaced |\n\
+         |---|--:|--:|--:|--:|--:|\n",
+    );
+    for (way, all) in found {
+        let _infallible = writeln!(
+            text,
+            "| {way} | {} | {} | {} | {} | {} |",
+            all.len(),
+            total(&all, |row| row.requests),
+            total(&all, |row| row.placed),
+            total(&all, |row| row.unparented),
+            total(&all, |row| row.misplaced)
         );
     }
     text
@@ -248,9 +280,35 @@ mod tests {
         assert!(text.contains(expected), "{text}");
         let models = "| uvicorn | a group | 1 | 1 | 2 | 5 | 1 | 0 |\n";
         assert!(text.contains(models), "{text}");
+        let ways = "| `/gather` | 2 | 4 | 10 | 2 | 0 |\n";
+        assert!(text.contains(ways), "{text}");
         let sum = "4 requests, 10 calls placed, 2 unparented, **0 misplaced**";
         assert!(text.contains(sum), "{text}");
         assert!(text.contains("CPython 3.99"), "{text}");
+    }
+
+    #[test]
+    fn a_way_is_a_path_and_a_manner() {
+        let row = |load: &str| Row {
+            load: load.to_owned(),
+            requests: 1,
+            ..Row::default()
+        };
+        let rows = [
+            row("/gather?client=httpx"),
+            row("/gather?client=aiohttp, pipelined"),
+            row("/gather, pipelined"),
+            row("background-task"),
+        ];
+        let text = ways(&rows);
+        let lines: Vec<&str> = text.lines().filter(|line| line.contains('`')).collect();
+        assert_eq!(
+            lines,
+            [
+                "| `/gather` | 1 | 1 | 0 | 0 | 0 |",
+                "| `/gather` pipelined | 2 | 2 | 0 | 0 | 0 |",
+            ]
+        );
     }
 
     #[test]

@@ -12,6 +12,10 @@ use crate::remote::{MappedFile, Process};
 use crate::target::elf::MappedElf;
 use crate::target::tls::{TlsSite, sites};
 
+/// Files that have OpenSSL in them where no `libssl` is: CPython's own module,
+/// and the one of `cryptography`'s wheels, which pyOpenSSL calls.
+const BUNDLES: [&str; 2] = ["_ssl.", "_rust."];
+
 /// The places in a file that are probed.
 #[derive(Default)]
 pub(super) struct Calls {
@@ -34,7 +38,8 @@ fn calls(
         return None;
     }
     let image = MappedElf::open(process, mapped).ok()?;
-    if !(interpreter || name.starts_with("_ssl.") || image.elf.needs("libssl")) {
+    let bundles = BUNDLES.iter().any(|bundle| name.starts_with(bundle));
+    if !(interpreter || bundles || image.elf.needs("libssl")) {
         return None;
     }
     let look = |image: &MappedElf| {

@@ -51,23 +51,20 @@ pub(super) const SERVERS: &[Framework] = &[
             ],
         )],
     ),
-    // Hypercorn 0.14 to 0.18: makes the task of one request, from the task
-    // that has just parsed its head.
+    // Hypercorn 0.14 to 0.18: its parser has a request's head, and what it
+    // calls makes the task for it.
     server(
         "hypercorn",
         "hypercorn.asyncio.task_group",
         &[row(
-            "hypercorn.asyncio.task_group",
-            "TaskGroup.spawn_app",
+            "hypercorn.protocol.h11",
+            "H11Protocol._create_stream",
             &[
                 connection(
                     Via::Socket,
                     0,
-                    Local("send"),
+                    Local("self"),
                     &[
-                        MethodSelf,
-                        Attribute("send"),
-                        MethodSelf,
                         Attribute("send"),
                         MethodSelf,
                         Attribute("writer"),
@@ -76,13 +73,24 @@ pub(super) const SERVERS: &[Framework] = &[
                     ],
                 ),
                 connection(
-                    Via::Uvloop,
+                    Via::Socket,
                     0,
-                    Local("send"),
+                    Local("self"),
                     &[
-                        MethodSelf,
                         Attribute("send"),
                         MethodSelf,
+                        Attribute("writer"),
+                        Attribute("_transport"),
+                        SESSION,
+                        CARRIER,
+                        Attribute("_sock"),
+                    ],
+                ),
+                connection(
+                    Via::Uvloop,
+                    0,
+                    Local("self"),
+                    &[
                         Attribute("send"),
                         MethodSelf,
                         Attribute("writer"),
@@ -227,6 +235,7 @@ const fn server(name: &'static str, module: &'static str, rows: &'static [Row]) 
             "asyncio.selector_events",
             "asyncio.sslproto",
             "hypercorn.asyncio.tcp_server",
+            "hypercorn.protocol.h11",
             "asyncio.streams",
             "tornado.iostream",
             "waitress.wasyncore",

@@ -49,6 +49,10 @@ pub mod target_flag {
     /// There are functions that go on with what others have queued, see
     /// [`super::recipes_flag::FOREIGN`].
     pub const FOREIGN: u32 = 1 << 9;
+    /// An event loop was loaded that reads and writes outside any context
+    /// (uvloop's, Twisted's): any thread may have been in the middle of its
+    /// turn when the agent came.
+    pub const LOOPS_OUTSIDE: u32 = 1 << 10;
 }
 
 /// A traced process: value of `TARGETS`, keyed by process id.

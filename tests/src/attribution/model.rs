@@ -47,6 +47,9 @@ pub struct Model {
     /// Whether of a load that must only not be misplaced some calls must be
     /// placed all the same.
     pub some_placed: bool,
+    /// A counter that must tell of something that was lost. Requests may be
+    /// among it, so that not all of them are waited for.
+    pub loses: Option<&'static str>,
 }
 
 /// Something that is done to a service under load.
@@ -70,6 +73,14 @@ impl Request {
     /// How many requests it has.
     pub fn count(&self) -> usize {
         self.count.unwrap_or(WANTED)
+    }
+
+    /// Its name in the report: the target, and the manner after a comma.
+    pub fn name(&self) -> String {
+        match self.manner.name() {
+            Some(manner) => format!("{}, {manner}", self.target),
+            None => self.target.to_owned(),
+        }
     }
 }
 
@@ -126,6 +137,7 @@ impl Model {
             meanwhile: None,
             failures_allowed: false,
             some_placed: true,
+            loses: None,
         }
     }
 
@@ -220,6 +232,12 @@ impl Model {
     pub fn meanwhile(mut self, meanwhile: Meanwhile) -> Self {
         self.meanwhile = Some(meanwhile);
         self.failures_allowed = true;
+        self
+    }
+
+    /// Something must be lost, and this counter tell of it.
+    pub fn loses(mut self, counter: &'static str) -> Self {
+        self.loses = Some(counter);
         self
     }
 

@@ -28,9 +28,10 @@ pub struct CallSite<F> {
     pub function: F,
     /// Virtual address of the call.
     pub call: u64,
-    /// Virtual address of the first instruction after it that the kernel
-    /// emulates, if `rax` still holds the result there. None of a call that
-    /// does not come back (a tail call), or if the code does not tell.
+    /// Virtual address of an instruction after it at which `rax` holds the
+    /// result: the first that the kernel emulates, or the one right after the
+    /// call, which it steps over, where it emulates none in time. None of a
+    /// call that does not come back (a tail call).
     pub result: Option<u64>,
 }
 
@@ -70,11 +71,8 @@ pub fn calls<F: Copy>(
             let Some(&function) = function else {
                 continue;
             };
-            let result = if comes_back {
-                result_after(part, instruction.next_ip())
-            } else {
-                None
-            };
+            let next = instruction.next_ip();
+            let result = comes_back.then(|| result_after(part, next).unwrap_or(next));
             found.push(CallSite {
                 function,
                 call: instruction.ip(),
@@ -228,18 +226,26 @@ mod tests {
     }
 
     #[test]
-    fn tells_no_result_where_it_is_gone_or_there_is_none() {
+    fn a_result_that_is_gone_soon_is_there_right_after_the_call() {
+        // As in `cryptography`'s wheels: mov %eax,%r12d; call *slot.
+        let mut code = Vec::new();
+        call(&mut code, FUNCTION);
+        code.extend(b"\x41\x89\xc4\xff\x15\x00\x01\x00\x00\xc3");
+        assert_eq!(find(&code), [('f', 0, Some(5))]);
         // xor %eax,%eax; nop.
         let mut code = Vec::new();
         call(&mut code, FUNCTION);
         code.extend(b"\x31\xc0\x90\xc3");
-        assert_eq!(find(&code), [('f', 0, None)]);
+        assert_eq!(find(&code), [('f', 0, Some(5))]);
         // ret.
         let mut code = Vec::new();
         call(&mut code, FUNCTION);
         code.push(0xc3);
-        assert_eq!(find(&code), [('f', 0, None)]);
-        // A tail call.
+        assert_eq!(find(&code), [('f', 0, Some(5))]);
+    }
+
+    #[test]
+    fn a_tail_call_has_no_result() {
         let mut code = vec![0xe9];
         code.extend(distance(FUNCTION, 5));
         code.push(0x90);
