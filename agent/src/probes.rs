@@ -269,6 +269,9 @@ pub struct Probes {
     filter: Array<MapData, Filter>,
     /// Keys that have recipes.
     cooked: std::collections::HashSet<CodeKey>,
+    ends: Array<MapData, CodeKey>,
+    /// What is in `ends`, by its place.
+    ended: std::collections::HashMap<u32, CodeKey>,
     hooks: std::collections::HashMap<u32, Vec<Hooked>>,
     sqlite: HashMap<MapData, SqlitePlace, SqliteLayout>,
     sqlite_callers: HashMap<MapData, SqlitePlace, SqliteCaller>,
@@ -332,6 +335,8 @@ impl Probes {
             recipes: map(&mut ebpf, "RECIPES")?,
             filter: map(&mut ebpf, "FILTER")?,
             cooked: std::collections::HashSet::new(),
+            ends: map(&mut ebpf, "ENDS")?,
+            ended: std::collections::HashMap::new(),
             hooks: std::collections::HashMap::new(),
             sqlite: map(&mut ebpf, "SQLITE")?,
             sqlite_callers: map(&mut ebpf, "SQLITE_CALLERS")?,
@@ -553,8 +558,34 @@ impl Probes {
         Ok(())
     }
 
+    /// Tells the kernel that walks may end at a code object, or that they may
+    /// not. Another one that has the same place loses it.
+    pub fn set_end(&mut self, key: CodeKey, ends: bool) -> Result<(), ProbeError> {
+        let slot = key.end_slot();
+        let before = if ends {
+            self.ended.insert(slot, key)
+        } else if self.ended.get(&slot) == Some(&key) {
+            self.ended.remove(&slot)
+        } else {
+            return Ok(());
+        };
+        let entry = if ends { key } else { CodeKey::default() };
+        self.ends
+            .set(slot, entry, 0)
+            .map_err(|source| ProbeError::Map {
+                name: "ENDS",
+                source,
+            })?;
+        if let Some(before) = before {
+            self.filter(&before)?;
+        }
+        self.filter(&key)
+    }
+
     /// Makes the kernel forget a code object, which it may not know.
     pub fn remove_recipes(&mut self, key: CodeKey) {
+        // The kernel refuses no write to an array.
+        let _never_fails = self.set_end(key, false);
         if self.cooked.remove(&key) {
             // Without the recipes the filter may let through what it likes.
             let _too_much = self.filter(&key);
@@ -565,7 +596,8 @@ impl Probes {
     /// Makes the kernel forget all code objects of a group of processes.
     pub fn remove_group(&mut self, group: u32) {
         let of_group = |key: &&CodeKey| key.group == group;
-        let keys: Vec<CodeKey> = self.cooked.iter().filter(of_group).copied().collect();
+        let known = self.cooked.iter().chain(self.ended.values());
+        let keys: Vec<CodeKey> = known.filter(of_group).copied().collect();
         for key in keys {
             self.remove_recipes(key);
         }
@@ -579,7 +611,8 @@ impl Probes {
             source,
         };
         let bit = key.filter_bit();
-        let needed = self.cooked.iter().any(|other| other.filter_bit() == bit);
+        let mut known = self.cooked.iter().chain(self.ended.values());
+        let needed = known.any(|other| other.filter_bit() == bit);
         let mut filter = self.filter.get(&0, 0).map_err(failed)?;
         let word = usize::try_from(bit / 64).unwrap_or(usize::MAX);
         if let Some(word) = filter.words.get_mut(word) {

@@ -9,6 +9,7 @@
 mod carets;
 mod compile;
 mod drivers;
+mod ends;
 mod exception;
 mod frameworks;
 mod handlers;
@@ -37,6 +38,7 @@ use pyframes::layout::Layout;
 
 use self::compile::{Compiled, Compiler};
 use self::drivers::DRIVERS;
+use self::ends::Ends;
 use self::frameworks::{FRAMEWORKS, Framework, Want};
 use self::handlers::Handlers;
 use self::modules::Modules;
@@ -44,6 +46,7 @@ use self::names::Names;
 use self::objects::Objects;
 use self::pages::Pages;
 use self::paths::Paths;
+use self::resolve::View;
 use self::servers::SERVERS;
 use self::source::Sources;
 use self::tree::Tree;
@@ -75,6 +78,9 @@ counters! {
         without_code => "python.views_without_code",
         /// Exceptions whose type or traceback cannot be read any more.
         exceptions_lost => "python.unread_exceptions",
+        /// Walks that ended at a frame that is not the application's any more:
+        /// the call has no `code.*`.
+        stale_ends => "python.stale_ends",
     }
 }
 
@@ -109,11 +115,12 @@ pub struct Preparation {
     /// [`abi::map::Target::context_variable`].
     pub context_variable: u64,
     /// Which of [`target_flag::STACK_AT_RESPONSE`],
-    /// [`target_flag::STACK_AT_REQUEST`], [`target_flag::SERVERS`] and
-    /// [`target_flag::FOREIGN`] to set.
+    /// [`target_flag::STACK_AT_REQUEST`], [`target_flag::SERVERS`],
+    /// [`target_flag::SERVINGS`], [`target_flag::FOREIGN`],
+    /// [`target_flag::STATEMENTS`] and [`target_flag::ENDS`] to set.
     pub flags: u32,
-    /// Recipes to remove when the target is told the rest: of a group that
-    /// no process has any more.
+    /// Code objects to forget when the target is told the rest: of a group
+    /// that no process has any more.
     pub remove: Vec<CodeKey>,
     /// Lines for the operator.
     pub messages: Vec<String>,
@@ -167,6 +174,8 @@ pub struct Python {
     wants: Vec<(usize, &'static Want)>,
     /// What was read for stacks.
     pages: Pages,
+    /// Where walks may end.
+    pub(crate) ends: Ends,
     /// What happened, counted.
     pub stats: PythonStats,
 }
@@ -186,6 +195,7 @@ impl Python {
             next_group: 1,
             wants: wants.collect(),
             pages: Pages::default(),
+            ends: Ends::default(),
             stats: PythonStats::default(),
         }
     }
@@ -231,6 +241,19 @@ impl Python {
         }
         if compile::flags(&state.compiled) & recipes_flag::FOREIGN != 0 {
             preparation.flags |= target_flag::FOREIGN;
+        }
+        for (moment, flag) in [
+            (moment::STATEMENT, target_flag::STATEMENTS),
+            (moment::SERVING, target_flag::SERVINGS),
+        ] {
+            if compile::holds(moments, moment) {
+                preparation.flags |= flag;
+            }
+        }
+        // Which libraries a call goes through, frames outside the caller's
+        // tell, too.
+        if !libraries {
+            preparation.flags |= target_flag::ENDS;
         }
         preparation.raised = compile::holds(moments, moment::RAISED);
         preparation.reset = state.context_variable != 0 && compile::holds(moments, moment::RESET);
@@ -290,7 +313,14 @@ impl Python {
             return None;
         };
         self.pages.since(event.stack.at);
-        let insight = resolve::insight(state, &self.pages, &self.wants, &self.stats, event);
+        let mut view = View {
+            state,
+            pages: &self.pages,
+            wants: &self.wants,
+            ends: &mut self.ends,
+            stats: &self.stats,
+        };
+        let insight = resolve::insight(&mut view, event);
         match &insight {
             Some(_) => self.stats.insights.one(),
             None => self.stats.silent.one(),
@@ -319,11 +349,12 @@ impl Python {
     }
 
     /// The keys of a group, if no process has it.
-    fn unused(&self, group: u32, compiled: &Compiled) -> Vec<CodeKey> {
+    fn unused(&mut self, group: u32, compiled: &Compiled) -> Vec<CodeKey> {
         if group == 0 || self.processes.values().any(|state| state.group == group) {
             return Vec::new();
         }
-        compiled.keys().map(|&code| key(group, code)).collect()
+        let compiled = compiled.keys().map(|&code| key(group, code));
+        compiled.chain(self.ends.forget(group)).collect()
     }
 }
 
@@ -490,7 +521,9 @@ mod tests {
     use std::process::{Child, Command, Stdio};
 
     use abi::map::RAISED;
+    use abi::record::{Frame, stack_flag};
     use pyframes::recipe::op;
+    use zerocopy::{FromZeros as _, IntoBytes as _};
 
     use super::*;
 
@@ -583,7 +616,10 @@ input()
             .expect("something to do");
         assert!(first.reset && !first.raised);
         assert_ne!(first.context_variable, 0);
-        assert_eq!(first.flags, target_flag::STACK_AT_REQUEST);
+        assert_eq!(
+            first.flags,
+            target_flag::STACK_AT_REQUEST | target_flag::ENDS
+        );
         let [(key, recipes)] = first.install.as_slice() else {
             panic!("one function: {:?}", first.install);
         };
@@ -609,6 +645,8 @@ input()
             .prepare(&process, &interpreter, now + PAUSE, false, true)
             .expect("something new");
         assert_ne!(second.group, first.group);
+        // Libraries are asked for, which frames outside the caller's tell, too.
+        assert_eq!(second.flags & target_flag::ENDS, 0);
         assert!(second.raised);
         assert_eq!(second.install.len(), 2);
         assert!(
@@ -622,6 +660,82 @@ input()
         let gone = python.forgotten(pid);
         assert_eq!(gone.len(), 2);
         assert!(gone.iter().all(|key| key.group == second.group));
+    }
+
+    #[test]
+    fn a_walk_may_end_at_what_is_the_applications_and_at_nothing_else() {
+        const APPLICATION: &str = "import os\ndef call(): pass\n\
+            print(id(call.__code__), id(os.path.join.__code__), flush=True)\ninput()\n";
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("application.py");
+        std::fs::write(&file, APPLICATION).expect("written");
+        let mut child = Command::new("python3")
+            .arg(&file)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 starts");
+        let mut line = String::new();
+        let mut out = BufReader::new(child.stdout.take().expect("piped"));
+        out.read_line(&mut line).expect("a line");
+        let codes: Vec<u64> = line
+            .split_whitespace()
+            .map(|code| code.parse().expect("a number"))
+            .collect();
+        let [own, other] = codes[..] else {
+            panic!("{line}");
+        };
+
+        let pid = child.id();
+        let process = Process::open(pid).expect("opened");
+        let interpreter = Interpreter::find(&process).expect("python");
+        let mut python = Python::new();
+        let group = python
+            .prepare(&process, &interpreter, Instant::now(), true, false)
+            .expect("something to do")
+            .group;
+        let walked = |python: &mut Python, flags: u8, group: u32, codes: &[u64]| {
+            let mut stack = Stack::new_zeroed();
+            stack.moment = moment::REQUEST;
+            stack.flags = flags;
+            stack.pid = pid;
+            stack.group = group;
+            let frame = |&code| Frame {
+                code,
+                instruction: 0,
+            };
+            let frames: Vec<Frame> = codes.iter().map(frame).collect();
+            let event = StackEvent {
+                stack,
+                frames: frames.as_bytes(),
+                values: &[],
+            };
+            python.resolve(&event);
+            python.ends.drain().collect::<Vec<(CodeKey, bool)>>()
+        };
+        assert_eq!(walked(&mut python, 0, group, &[other]), []);
+        // Of a group that the process had before.
+        assert_eq!(walked(&mut python, 0, group + 1, &[other, own]), []);
+        let marked = (key(group, own), true);
+        let codes = [other, own, other];
+        assert_eq!(walked(&mut python, 0, group, &codes), [marked]);
+        assert_eq!(
+            walked(&mut python, stack_flag::ENDED, group, &codes[..2]),
+            []
+        );
+        assert_eq!(python.stats.stale_ends.value(), 0);
+        // Something else has come to be where the application's was.
+        python.ends.add(group, other);
+        assert_eq!(python.ends.drain().count(), 1);
+        let unmarked = (key(group, other), false);
+        let codes = [other];
+        assert_eq!(
+            walked(&mut python, stack_flag::ENDED, group, &codes),
+            [unmarked]
+        );
+        assert_eq!(python.stats.stale_ends.value(), 1);
+        let _gone = child.kill();
+        let _gone = child.wait();
     }
 
     #[test]

@@ -281,6 +281,7 @@ impl Agent {
         for conn in self.pipeline.muted.drain(..) {
             self.probes.mute(conn);
         }
+        self.discovery.ends(&mut self.probes);
         let now = Instant::now();
         for (pid, traffic) in self.pipeline.traffic.drain() {
             self.discovery.traffic(pid, traffic, now, &mut self.probes);

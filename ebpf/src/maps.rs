@@ -122,10 +122,16 @@ pub(crate) static LAYOUTS: Array<Layout> = Array::with_max_entries(16, 0);
 pub(crate) static RECIPES: HashMap<CodeKey, Recipes> =
     HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 
-/// 0 → which code objects may be in [`RECIPES`]. Written by the agent, always
-/// so that none is missing.
+/// 0 → which code objects may be in [`RECIPES`] or [`ENDS`]. Written by the
+/// agent, always so that none is missing.
 #[map]
 pub(crate) static FILTER: Array<Filter> = Array::with_max_entries(1, 0);
+
+/// [`CodeKey::end_slot`] → a code object that a walk may end at. Written by
+/// the agent, which replaces what is there; stale ones it finds by what a walk
+/// then tells.
+#[map]
+pub(crate) static ENDS: Array<CodeKey> = Array::with_max_entries(abi::map::ENDS, 0);
 
 /// The walk that is under way, for each [`chain`]; on the stack it would not
 /// fit.
@@ -226,6 +232,11 @@ pub(crate) struct Walk {
     pub(crate) depth: u32,
     /// Non-zero: goes on beyond [`abi::map::recipes_flag::LAST`].
     pub(crate) whole: u32,
+    /// Non-zero: may end at a frame in [`ENDS`], unless a statement is still
+    /// asked for.
+    pub(crate) ends: u32,
+    /// Non-zero: a statement is asked for and was not met yet.
+    pub(crate) statement: u32,
     /// Non-zero: the owner of [`Walk::child`] is known, unless the copy turns
     /// out to be made for somebody else.
     pub(crate) known: u32,

@@ -19,8 +19,8 @@ use pyframes::frame::{self, Advance};
 use crate::contexts::{Finding, Place};
 use crate::counters::{add, count};
 use crate::maps::{
-    BODY_BYTES, EVENTS, FILTER, FUNCTION_STEPS, LAYOUTS, MAX_HITS, RECIPES, STEPS, WALK, WALKING,
-    Walk, chain, step,
+    BODY_BYTES, ENDS, EVENTS, FILTER, FUNCTION_STEPS, LAYOUTS, MAX_HITS, RECIPES, STEPS, WALK,
+    WALKING, Walk, chain, step,
 };
 use crate::user::User;
 use crate::{capture, contexts, emit, processes, threads};
@@ -146,12 +146,13 @@ pub(crate) fn moment_of(target: &Target, connection: &Connection) -> Option<(u8,
     }
     let answers = target.flags & target_flag::STACK_AT_RESPONSE != 0;
     let asks = target.flags & target_flag::STACK_AT_REQUEST != 0;
+    let request = 1 << moment::REQUEST | 1 << moment::STATEMENT;
     match connection.role {
         role::SERVER if answers => Some((moment::RESPONSE, 1 << moment::RESPONSE)),
-        role::CLIENT if asks => Some((moment::REQUEST, 1 << moment::REQUEST)),
+        role::CLIENT if asks => Some((moment::REQUEST, request)),
         // The part that the process plays is not known yet.
         role::UNKNOWN if answers || asks => {
-            let both = 1 << moment::RESPONSE | 1 << moment::REQUEST;
+            let both = 1 << moment::RESPONSE | request;
             if answers && connection.received != 0 {
                 Some((moment::RESPONSE, both))
             } else {
@@ -187,15 +188,19 @@ pub(crate) fn prepare<C: Chain>(
     if walk.stack.group != target.group {
         walk.scratch.forget_types();
     }
-    walk.scratch.forget();
-    walk.local.frame = 0;
+    walk.scratch.windows.forget();
+    let has = |flag| target.flags & flag != 0;
+    // Which connection a server serves counts only where nothing else tells.
+    let unowned =
+        matches!(about.moment, moment::REQUEST | moment::RESET) && about.finding.owner.conn == 0;
+    let serving = unowned && has(target_flag::SERVINGS);
+    let asked = about.moments >> moment::STATEMENT & 1 != 0;
     walk.tstate = tstate;
-    walk.moments = about.moments;
+    walk.moments = about.moments | u32::from(unowned) << moment::SERVING;
     walk.layout = target.layout;
-    walk.whole = u32::from(
-        matches!(about.moment, moment::REQUEST | moment::RESET)
-            && target.flags & target_flag::SERVERS != 0,
-    );
+    walk.whole = u32::from(unowned && has(target_flag::SERVERS));
+    walk.ends = u32::from(about.moment == moment::REQUEST && has(target_flag::ENDS) && !serving);
+    walk.statement = u32::from(asked && has(target_flag::STATEMENTS));
     walk.started = 0;
     walk.transfer = 0;
     walk.left = C::MAX_VALUES;
@@ -319,7 +324,17 @@ fn note(walk: &mut Walk, layout: &Layout, filter: &Filter) -> bool {
         pad: 0,
     };
     let mut known = filter.has(&key);
-    if !known && index == 0 && walk.stack.moment == moment::REQUEST {
+    let mut may_end = false;
+    if known && walk.stack.moment == moment::REQUEST {
+        may_end = is_end(&key);
+        if may_end && walk.ends != 0 && walk.statement == 0 {
+            count(Counter::StackEnded);
+            walk.stack.flags |= stack_flag::ENDED;
+            return false;
+        }
+    }
+    // Where walks may end is no recipe.
+    if (!known || may_end) && index == 0 && walk.stack.moment == moment::REQUEST {
         key.code = INNERMOST;
         known = filter.has(&key);
     }
@@ -331,7 +346,13 @@ fn note(walk: &mut Walk, layout: &Layout, filter: &Filter) -> bool {
     };
     // SAFETY: the map's values outlive the program run.
     let flags = unsafe { (*recipes).flags };
-    if flags >> recipes_flag::MOMENTS_SHIFT & walk.moments != 0 {
+    let moments = flags >> recipes_flag::MOMENTS_SHIFT;
+    // That of the innermost driver counts, so that no other is asked for; what
+    // any function passes on need be none.
+    if moments >> moment::STATEMENT & 1 != 0 && key.code != INNERMOST {
+        walk.statement = 0;
+    }
+    if moments & walk.moments != 0 {
         let hit = walk.hits_len;
         if hit < MAX_HITS as u32 {
             walk.hits_len = hit + 1;
@@ -353,10 +374,22 @@ fn note(walk: &mut Walk, layout: &Layout, filter: &Filter) -> bool {
     flags & recipes_flag::LAST == 0 || walk.whole != 0
 }
 
+/// Whether nothing is asked of the frames outside one with this code object,
+/// as the agent has it.
+#[inline(always)]
+fn is_end(key: &CodeKey) -> bool {
+    let Some(end) = ENDS.get(key.end_slot()) else {
+        return false;
+    };
+    end.code == key.code && end.group == key.group
+}
+
 /// All frames are noted: goes on with their values.
 #[inline(always)]
 fn values<C: Chain>(ctx: &C, walk: &mut Walk) {
     if walk.hits_len != 0 {
+        walk.scratch.forget_steps();
+        walk.local.frame = 0;
         ctx.go(step::RECIPE);
         count(Counter::StackCutOff);
         walk.stack.flags |= stack_flag::VALUES_LOST;
@@ -474,6 +507,9 @@ pub(crate) fn at_queue(
 
 /// A statement of a database in the process begins: walks, and tells of it
 /// after the stack. False if there is no walk.
+///
+/// The database has the statement as the application wrote it, so that no
+/// frame is asked for that.
 #[inline(always)]
 pub(crate) fn at_query(
     ctx: &ProbeContext,

@@ -8,6 +8,7 @@ use abi::map::{ARGUMENT, CodeKey, MAX_RECIPES, RAISED, Recipe, Recipes, UNTYPED,
 use abi::record::{Frame, Owner, Traceback, Value, exception_detail, part, stack_flag, value};
 use pyframes::frame::NEAR_LOCALS;
 use pyframes::object::flag;
+use pyframes::window::COPIED;
 use pyframes::{Layout, Memory, argument, frame, recipe as machine, value as object};
 
 use crate::counters::count;
@@ -395,7 +396,12 @@ fn text<const LIMIT: u32>(
     let Some(into) = room(walk) else {
         return;
     };
-    if len != 0 {
+    // A short text was read with its head.
+    // SAFETY: there is room behind a value for `LIMIT` bytes, and it is
+    // aligned.
+    let near = unsafe { &mut *into.add(1).cast::<[u64; COPIED]>() };
+    let known = walk.scratch.windows.copy(text.data, u64::from(len), near);
+    if len != 0 && !known {
         // The compiler may know the bound and would drop the mask that shows
         // it to the verifier; the volatile read makes it forget.
         // SAFETY: `len` is a local; there is room behind a value for

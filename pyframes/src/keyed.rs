@@ -119,7 +119,21 @@ pub(crate) fn open_attributes<M: Memory>(
     }
     let start = field(type_address, at.tp_basicsize);
     let count = u64::from((at.tp_dictoffset - at.tp_basicsize) / 8) + 1;
-    scratch.windows.find(memory, Kind::Type, start, count)?;
+    // A class that keeps attributes apart from a dictionary has more, which
+    // is read with it: at what else is there, that may not be mapped.
+    let whole = if own.managed_dict == ABSENT {
+        count
+    } else {
+        u64::from((layout.heap_type.ht_cached_keys - at.tp_basicsize) / 8) + 1
+    };
+    if whole == count
+        || scratch
+            .windows
+            .find(memory, Kind::Type, start, whole)
+            .is_err()
+    {
+        scratch.windows.find(memory, Kind::Type, start, count)?;
+    }
     let flags = word(scratch, at.tp_flags - at.tp_basicsize);
     let size = word(scratch, 0);
     let offset = word(scratch, at.tp_dictoffset - at.tp_basicsize);

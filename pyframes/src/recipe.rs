@@ -13,6 +13,8 @@ use crate::object::flag;
 use crate::window::{Kind, Windows};
 use crate::{Error, Memory, field};
 
+/// Types of values that are remembered; a power of two, for masks.
+pub(crate) const VALUE_TYPES: usize = 4;
 /// Steps of the longest recipe.
 pub const MAX_STEPS: usize = 8;
 
@@ -93,10 +95,10 @@ pub struct Scratch {
     sequence_type: u64,
     /// Its `tp_flags`.
     sequence_flags: u64,
-    /// The type of the value that was copied last, or 0.
-    pub(crate) value_type: u64,
-    /// Its `tp_flags`.
-    pub(crate) value_flags: u64,
+    /// Types of values that were copied, or 0.
+    pub(crate) value_types: [u64; VALUE_TYPES],
+    /// Their `tp_flags`.
+    pub(crate) value_flags: [u64; VALUE_TYPES],
     /// The table that is looked into.
     pub(crate) table: Table,
     /// Memory as it was read.
@@ -115,8 +117,8 @@ impl Scratch {
             dict_type: 0,
             sequence_type: 0,
             sequence_flags: 0,
-            value_type: 0,
-            value_flags: 0,
+            value_types: [0; VALUE_TYPES],
+            value_flags: [0; VALUE_TYPES],
             table: Table::NONE,
             windows: Windows::new(),
         }
@@ -128,11 +130,18 @@ impl Scratch {
     /// once, and a table that is looked into several times is read once.
     #[inline(always)]
     pub fn forget(&mut self) {
+        self.forget_steps();
+        self.windows.forget();
+    }
+
+    /// [`Scratch::forget`] without the windows: before the first of several
+    /// runs, which need not come.
+    #[inline(always)]
+    pub fn forget_steps(&mut self) {
         for taken in &mut self.taken {
             taken.from = 0;
         }
         self.opened = 0;
-        self.windows.forget();
     }
 
     /// Forgets what types are: to be called for another process.
@@ -140,7 +149,7 @@ impl Scratch {
     pub fn forget_types(&mut self) {
         self.dict_type = 0;
         self.sequence_type = 0;
-        self.value_type = 0;
+        self.value_types = [0; VALUE_TYPES];
     }
 
     /// The number of the step that the last run failed at, the first being 0.

@@ -6,7 +6,7 @@
 
 use crate::layout::{ABSENT, Layout};
 use crate::object::flag;
-use crate::recipe::{Scratch, lasting};
+use crate::recipe::{Scratch, VALUE_TYPES, lasting};
 use crate::window::Kind;
 use crate::{Error, Memory, field};
 
@@ -57,7 +57,7 @@ pub fn type_flags<M: Memory>(memory: &M, layout: &Layout, type_address: u64) -> 
     memory.u64(field(type_address, layout.type_object.tp_flags))
 }
 
-/// [`type_flags`] of a value's type, which mostly is that of the one before.
+/// [`type_flags`] of a value's type, which mostly is that of one before.
 #[inline(always)]
 pub fn value_flags<M: Memory>(
     memory: &M,
@@ -65,12 +65,15 @@ pub fn value_flags<M: Memory>(
     type_address: u64,
     scratch: &mut Scratch,
 ) -> Result<u64, Error> {
-    if type_address == 0 || scratch.value_type != type_address {
+    let mixed = type_address >> 4 ^ type_address >> 7 ^ type_address >> 10;
+    let index = mixed as usize % VALUE_TYPES;
+    if type_address == 0 || scratch.value_types[index] != type_address {
         let at = field(type_address, layout.type_object.tp_flags);
-        scratch.value_flags = scratch.windows.u64(memory, Kind::Type, at)?;
-        scratch.value_type = lasting(type_address, scratch.value_flags);
+        let flags = scratch.windows.u64(memory, Kind::Type, at)?;
+        scratch.value_flags[index] = flags;
+        scratch.value_types[index] = lasting(type_address, flags);
     }
-    Ok(scratch.value_flags)
+    Ok(scratch.value_flags[index])
 }
 
 /// The type of the object at `address`.

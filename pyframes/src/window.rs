@@ -6,8 +6,9 @@
 //! fills a window, and what is in one is not read again until it is
 //! forgotten, which is to be done before every walk.
 //!
-//! The windows are small and close together, since between two walks the
-//! process has had the caches for itself: what they take up is fetched anew.
+//! The first windows are small, and all close together, since between two
+//! walks the process has had the caches for itself: what they take up is
+//! fetched anew. A walk that goes on reads larger ones.
 //!
 //! Written for the kernel: nothing is found by a loop, the windows are memory
 //! of the caller's, and an index into them is masked.
@@ -21,11 +22,16 @@ use crate::{Error, Memory, WORDS};
 /// Windows there are; a power of two, for masks.
 const WINDOWS: usize = 8;
 /// Words of all windows, likewise.
-const ALL: usize = 512;
+const ALL: usize = 1024;
 /// Bytes of a page of memory, or of a part of one.
 const PAGE: u64 = 4096;
 /// Bits of an address below those that tell objects' windows apart.
 const SHIFT: u32 = 11;
+/// Bytes of the largest window, one word less than [`Memory::words`] reads.
+const MOST: u64 = (WORDS as u64 - 1) * 8;
+/// Words that [`Windows::copy`] copies: what follows the head of a `str` in
+/// an object's window.
+pub const COPIED: usize = 11;
 
 /// What kind of memory is looked for, which says what may be near.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,15 +147,16 @@ impl Windows {
             return Err(Error::TooLong);
         };
         let end = address.wrapping_add(count * 8);
+        let bytes = kind.bytes(self.lens[window] == 0);
         self.start = if address.is_multiple_of(8) {
-            kind.start(address, end)
+            kind.start(address, end, bytes)
         } else {
             address
         };
         let start = black_box(&mut self.start);
         self.lens[window] = 0;
         self.reads += 1;
-        let mut len = (count * 8).max(kind.bytes());
+        let mut len = (count * 8).max(bytes);
         if !memory.words(*start, words, (len / 8) as usize) {
             self.reads += 1;
             if !memory.words(address, words, count as usize) {
@@ -181,6 +188,23 @@ impl Windows {
     #[inline(always)]
     pub(crate) fn nth(&self, index: u64) -> u64 {
         u64::from_le(self.words[index as usize % ALL])
+    }
+
+    /// Copies `len` bytes from `address` on, and some more, out of the window
+    /// that was looked into last; false if it does not hold them.
+    #[inline(always)]
+    pub fn copy(&self, address: u64, len: u64, into: &mut [u64; COPIED]) -> bool {
+        let window = self.window as usize % WINDOWS;
+        let offset = address.wrapping_sub(self.bases[window]);
+        let held = self.lens[window];
+        if !offset.is_multiple_of(8) || offset >= held || len > held - offset {
+            return false;
+        }
+        let first = self.first.wrapping_add(offset / 8);
+        for (number, word) in (0..).zip(into) {
+            *word = self.words[first.wrapping_add(number) as usize % ALL];
+        }
+        true
     }
 
     /// The word at an address.
@@ -235,20 +259,23 @@ impl Kind {
         match self {
             Self::Table => place(0, 0),
             Self::Stack => place(1, 256),
-            Self::Shims => place(2, 384),
+            Self::Shims => place(2, 512),
             // Types come after all frames.
-            Self::Type => place(1 + mixed % 2, 256 + mixed % 2 * 128),
-            Self::Object => place(4 + mixed % 4, 448 + mixed % 4 * 16),
+            Self::Type => place(1 + mixed % 2, 256 + mixed % 2 * 256),
+            Self::Object => place(4 + mixed % 4, 768 + mixed % 4 * 16),
         }
     }
 
     /// How much is read at once: what is likely to be wanted and not much
     /// more, as memory that is in no cache is dear too.
+    ///
+    /// Many walks end in the first few frames, so that the first window of a
+    /// stack is a small one.
     #[inline(always)]
-    fn bytes(self) -> u64 {
+    fn bytes(self, first: bool) -> u64 {
         match self {
-            Self::Stack => 1024,
-            Self::Shims | Self::Table => 512,
+            Self::Stack | Self::Shims if !first => MOST,
+            Self::Stack | Self::Shims | Self::Table => 512,
             Self::Type => 320,
             Self::Object => 128,
         }
@@ -256,15 +283,51 @@ impl Kind {
 
     /// Where a window begins that holds what is from `address` to `end`.
     #[inline(always)]
-    fn start(self, address: u64, end: u64) -> u64 {
+    fn start(self, address: u64, end: u64, bytes: u64) -> u64 {
         if self == Self::Stack {
             // Downwards, within the page.
             let page = address - address % PAGE;
-            page.max(end.wrapping_sub(self.bytes()))
+            page.max(end.wrapping_sub(bytes))
         } else {
             // Upwards, within the last page.
             let last = end.wrapping_sub(1) | (PAGE - 1);
-            address.min(last.wrapping_sub(self.bytes() - 1))
+            address.min(last.wrapping_sub(bytes - 1))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn no_window_reaches_into_another() {
+        // Types come after all frames, in the same place.
+        for kinds in [
+            [Kind::Table, Kind::Object, Kind::Stack, Kind::Shims],
+            [Kind::Table, Kind::Object, Kind::Type, Kind::Type],
+        ] {
+            let mut windows = BTreeMap::new();
+            for kind in kinds {
+                let most = match kind {
+                    Kind::Table => WORDS as u64,
+                    Kind::Type => 128,
+                    _ => kind.bytes(true).max(kind.bytes(false)).div_ceil(8),
+                };
+                for number in 0..64 {
+                    let Place { window, first } = kind.place(number << SHIFT);
+                    let range = first..first + most;
+                    let before = windows.insert(window, range.clone());
+                    assert!(before.is_none_or(|before| before == range), "{kind:?}");
+                }
+            }
+            let mut ranges: Vec<_> = windows.into_values().collect();
+            ranges.sort_by_key(|range| range.start);
+            assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start));
+            assert!(ranges.last().is_some_and(|last| last.end <= ALL as u64));
         }
     }
 }

@@ -19,3 +19,4 @@ pub mod tls;
 pub mod trace;
 pub mod traceback;
 pub mod truth;
+pub mod walked;

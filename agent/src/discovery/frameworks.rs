@@ -26,7 +26,10 @@ pub(super) struct Moments {
 pub(super) const WALKS: u32 = target_flag::STACK_AT_RESPONSE
     | target_flag::STACK_AT_REQUEST
     | target_flag::SERVERS
-    | target_flag::FOREIGN;
+    | target_flag::FOREIGN
+    | target_flag::ENDS
+    | target_flag::STATEMENTS
+    | target_flag::SERVINGS;
 
 impl Discovery {
     /// Looks for frameworks that were imported, and prepares the kernel side.
@@ -91,6 +94,15 @@ impl Discovery {
         changes.messages.extend(messages);
         if described {
             self.resource(pid, changes);
+        }
+    }
+
+    /// Tells the kernel side where walks may end, and where not any more.
+    pub(crate) fn ends(&mut self, probes: &mut Probes) {
+        for (key, ends) in self.python.ends.drain() {
+            if let Err(error) = probes.set_end(key, ends) {
+                tracing::debug!(?key, %error, "cannot tell where walks may end");
+            }
         }
     }
 

@@ -8,7 +8,7 @@
 //! The facts were read off the releases named at each library.
 
 use super::frameworks::Start::{Argument, Local};
-use super::frameworks::{Framework, Role, Row, Want, innermost, row, sending};
+use super::frameworks::{Framework, Role, Row, Want, innermost, row, stating};
 
 /// Every library whose frames have statements. What lies within another comes
 /// first.
@@ -33,7 +33,7 @@ pub(super) const DRIVERS: &[Framework] = &[
             row("psycopg2.extras", "RealDictCursor.execute", QUERY),
             row("psycopg2.extras", "NamedTupleCursor.execute", QUERY),
             row("psycopg2.extras", "LoggingCursor.execute", QUERY),
-            innermost(&[sending(
+            innermost(&[stating(
                 Role::Statement,
                 Argument("psycopg2.extensions", "cursor"),
                 &[],
@@ -47,7 +47,7 @@ pub(super) const DRIVERS: &[Framework] = &[
         &[row(
             "sqlalchemy.engine.default",
             "DefaultDialect.do_execute",
-            &[sending(Role::Statement, Local("statement"), &[])],
+            &[stating(Role::Statement, Local("statement"), &[])],
         )],
     ),
     // Django 3.2 to 6.1.
@@ -57,12 +57,12 @@ pub(super) const DRIVERS: &[Framework] = &[
         &[row(
             "django.db.backends.utils",
             "CursorWrapper._execute",
-            &[sending(Role::Statement, Local("sql"), &[])],
+            &[stating(Role::Statement, Local("sql"), &[])],
         )],
     ),
 ];
 
-const QUERY: &[Want] = &[sending(Role::Statement, Local("query"), &[])];
+const QUERY: &[Want] = &[stating(Role::Statement, Local("query"), &[])];
 
 const fn driver(name: &'static str, module: &'static str, rows: &'static [Row]) -> Framework {
     Framework {

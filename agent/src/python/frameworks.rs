@@ -259,8 +259,8 @@ const fn answering(role: Role, start: Start, path: &'static [Go]) -> Want {
     at(moment::RESPONSE, role, start, path)
 }
 
-pub(super) const fn sending(role: Role, start: Start, path: &'static [Go]) -> Want {
-    at(moment::REQUEST, role, start, path)
+pub(super) const fn stating(role: Role, start: Start, path: &'static [Go]) -> Want {
+    at(moment::STATEMENT, role, start, path)
 }
 
 const fn resetting(role: Role, start: Start, path: &'static [Go]) -> Want {

@@ -33,6 +33,15 @@ pub(super) struct Known {
     pub(super) application: bool,
 }
 
+/// Where a call comes from.
+#[derive(Debug, Default)]
+pub(super) struct Caller {
+    /// The place in the application.
+    pub(super) location: Option<Arc<CodeLocation>>,
+    /// The code object of the frame outside of which nothing tells of that.
+    pub(super) end: Option<u64>,
+}
+
 /// The code objects of one process.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Names {
@@ -96,33 +105,38 @@ impl Names {
         Some((code, known))
     }
 
-    /// The innermost frame of the application, with the line where it is.
+    /// The innermost frame of the application, with the line where it is, if
+    /// no event loop's comes before it.
     pub(super) fn caller<M: Memory>(
         &mut self,
         objects: Objects<'_, M>,
         frames: impl Iterator<Item = abi::record::Frame>,
-    ) -> Option<Arc<CodeLocation>> {
+    ) -> Caller {
         let Objects { memory, layout } = objects;
         for frame in frames {
             let Some((code, known)) = self.code(objects, frame.code) else {
                 continue;
             };
-            if LOOPS.iter().any(|file| known.location.path.ends_with(file)) {
-                return None;
-            }
-            if !known.application {
+            let is_loop = LOOPS.iter().any(|file| known.location.path.ends_with(file));
+            if !is_loop && !known.application {
                 continue;
             }
             let line = line::lasti(memory, layout, frame.code, frame.instruction)
                 .and_then(|lasti| line::line(memory, layout, &code, lasti))
                 .ok()
-                .flatten();
-            return Some(Arc::new(CodeLocation {
-                line: line?,
-                ..CodeLocation::clone(&known.location)
-            }));
+                .flatten()
+                .filter(|_| !is_loop);
+            return Caller {
+                location: line.map(|line| {
+                    Arc::new(CodeLocation {
+                        line,
+                        ..CodeLocation::clone(&known.location)
+                    })
+                }),
+                end: Some(frame.code),
+            };
         }
-        None
+        Caller::default()
     }
 
     /// The libraries that frames belong to, up to the event loop.

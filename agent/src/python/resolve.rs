@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use abi::record::{Owner, moment, part, rule, value};
+use abi::record::{Owner, moment, part, rule, stack_flag, value};
 use pyframes::{Memory, attribute};
 
+use super::ends::Ends;
 use super::exception::Teller;
 use super::frameworks::{Catchers, FRAMEWORKS, Role, Want};
+use super::names::Caller;
 use super::objects::Objects;
 use super::pages::Pages;
 use super::paths::Style;
@@ -37,14 +39,25 @@ struct Told<'a> {
     exception: Option<(usize, usize)>,
 }
 
+/// What a stack is resolved with.
+pub(super) struct View<'a> {
+    pub(super) state: &'a mut State,
+    pub(super) pages: &'a Pages,
+    /// Of every recipe id, less one, the framework and the value.
+    pub(super) wants: &'a [(usize, &'static Want)],
+    pub(super) ends: &'a mut Ends,
+    pub(super) stats: &'a PythonStats,
+}
+
 /// What the stack of a process tells.
-pub(super) fn insight(
-    state: &mut State,
-    pages: &Pages,
-    wants: &[(usize, &'static Want)],
-    stats: &PythonStats,
-    event: &StackEvent<'_>,
-) -> Option<Insight> {
+pub(super) fn insight(view: &mut View<'_>, event: &StackEvent<'_>) -> Option<Insight> {
+    let View {
+        state,
+        pages,
+        wants,
+        ends,
+        stats,
+    } = view;
     let stack = &event.stack;
     let objects = Objects {
         memory: &pages.of(stack.pid, &state.process),
@@ -53,7 +66,23 @@ pub(super) fn insight(
     if stack.moment == moment::REQUEST {
         let frames = || values::frames(event.frames);
         let items = values::items(event.values);
-        let code = state.names.caller(objects, frames());
+        let Caller {
+            location: code,
+            end,
+        } = state.names.caller(objects, frames());
+        if stack.flags & stack_flag::ENDED == 0 {
+            if let Some(end) = end
+                && stack.group == state.group
+                && !state.compiled.contains_key(&end)
+            {
+                ends.add(stack.group, end);
+            }
+        } else if end.is_none()
+            && let Some(last) = frames().last()
+        {
+            stats.stale_ends.one();
+            ends.remove(stack.group, last.code);
+        }
         let serving = serving(&items, wants);
         let libraries = state
             .libraries

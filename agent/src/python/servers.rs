@@ -224,7 +224,7 @@ const UVICORN: &[Want] = &[
 
 /// When the rows are asked: whose a copy of a context is, on whose behalf a
 /// request is sent, and of which request a framework lets go.
-const MOMENTS: u32 = 1 << moment::COPY | 1 << moment::REQUEST | 1 << moment::RESET;
+const MOMENTS: u32 = 1 << moment::COPY | 1 << moment::SERVING;
 
 const fn server(name: &'static str, module: &'static str, rows: &'static [Row]) -> Framework {
     Framework {

@@ -118,12 +118,15 @@ pub enum Counter {
     QueryBatches = 57,
     /// Statements that did not compile.
     QueriesFailed = 58,
+    /// Walks that ended at a frame known as the application's, as nothing
+    /// outside it was asked for.
+    StackEnded = 59,
 }
 
 impl Counter {
     /// Every counter with its name as the operator reads it and whether it
     /// counts a loss.
-    pub const ALL: [(Self, &'static str, bool); 53] = [
+    pub const ALL: [(Self, &'static str, bool); 54] = [
         (Self::RecordsWritten, "kernel.records", false),
         (Self::DataRingFull, "kernel.lost.data_ring_full", true),
         (
@@ -209,5 +212,6 @@ impl Counter {
         (Self::StackSilent, "kernel.silent_stacks", false),
         (Self::QueryBatches, "kernel.query_batches", false),
         (Self::QueriesFailed, "kernel.queries_failed", false),
+        (Self::StackEnded, "kernel.ended_stacks", false),
     ];
 }

@@ -53,6 +53,13 @@ pub mod target_flag {
     /// (uvloop's, Twisted's): any thread may have been in the middle of its
     /// turn when the agent came.
     pub const LOOPS_OUTSIDE: u32 = 1 << 10;
+    /// A walk at [`crate::record::moment::REQUEST`] may end at the first frame
+    /// whose code object is in `ENDS`, if nothing but the caller is asked for.
+    pub const ENDS: u32 = 1 << 17;
+    /// There are recipes for [`crate::record::moment::STATEMENT`].
+    pub const STATEMENTS: u32 = 1 << 11;
+    /// There are recipes for [`crate::record::moment::SERVING`].
+    pub const SERVINGS: u32 = 1 << 15;
 }
 
 /// A traced process: value of `TARGETS`, keyed by process id.
@@ -318,19 +325,33 @@ impl CodeKey {
     pub const fn filter_bit(&self) -> u32 {
         // Objects are aligned to sixteen bytes; the product's highest bits
         // depend on all others.
+        (self.hash() >> (64 - FILTER_BITS.ilog2())) as u32
+    }
+
+    /// The entry of `ENDS` that the key has, and others.
+    #[inline(always)]
+    pub const fn end_slot(&self) -> u32 {
+        (self.hash() >> (64 - FILTER_BITS.ilog2() - ENDS.ilog2())) as u32 % ENDS
+    }
+
+    #[inline(always)]
+    const fn hash(&self) -> u64 {
         let mixed = self.code >> 4 ^ (self.group as u64) << 32;
-        let hash = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (hash >> (64 - FILTER_BITS.ilog2())) as u32
+        mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }
+
+/// Entries of `ENDS`, a power of two: code objects at which a walk may end,
+/// each in the one place that its key has.
+pub const ENDS: u32 = 1 << 10;
 
 /// Bits of a [`Filter`]: a power of two, many times the code objects with
 /// recipes of a few processes. More would take more memory than a walk finds
 /// in the processor's caches.
 pub const FILTER_BITS: usize = 1 << 12;
 
-/// Which code objects may have recipes: the only value of `FILTER`. Most have
-/// none, and this is cheaper to ask than `RECIPES`.
+/// Which code objects may be in `RECIPES` or `ENDS`: the only value of
+/// `FILTER`. Most are in neither, and this is cheaper to ask.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Filter {

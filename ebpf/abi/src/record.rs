@@ -405,6 +405,12 @@ pub mod moment {
     /// A context is copied of which nobody knows the owner. Nothing is
     /// recorded: the recipes of servers tell whose the copy is.
     pub const COPY: u8 = 4;
+    /// No moment, but a question at [`REQUEST`]: what the application asks a
+    /// database for, where the wire does not tell it.
+    pub const STATEMENT: u8 = 5;
+    /// No moment, but a question at [`REQUEST`] and [`RESET`]: which
+    /// connection a server's frame serves. Open where nothing else tells.
+    pub const SERVING: u8 = 6;
 }
 
 /// Bits of [`Stack::flags`].
@@ -415,6 +421,9 @@ pub mod stack_flag {
     pub const BROKEN: u8 = 2;
     /// A value did not fit.
     pub const VALUES_LOST: u8 = 4;
+    /// The last frame is one of those that a walk may end at, see
+    /// [`crate::map::target_flag::ENDS`].
+    pub const ENDED: u8 = 8;
 }
 
 /// Where a thread was in Python, and what its frames held.
