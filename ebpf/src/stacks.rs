@@ -6,6 +6,8 @@
 //! chain and does nothing after it; a transfer that caused it is recorded at
 //! its end, so that the stack comes first in the ring.
 
+use core::ptr;
+
 use abi::counter::Counter;
 use abi::map::{CodeKey, Connection, Filter, INNERMOST, Target, recipes_flag, target_flag};
 use abi::record::{Frame, Query, Stack, direction, kind, moment, role, stack_flag};
@@ -323,27 +325,31 @@ fn note(walk: &mut Walk, layout: &Layout, filter: &Filter) -> bool {
         group: walk.stack.group,
         pad: 0,
     };
-    let mut known = filter.has(&key);
-    let mut may_end = false;
-    if known && walk.stack.moment == moment::REQUEST {
-        may_end = is_end(&key);
-        if may_end && walk.ends != 0 && walk.statement == 0 {
-            count(Counter::StackEnded);
-            walk.stack.flags |= stack_flag::ENDED;
-            return false;
+    let requests = walk.stack.moment == moment::REQUEST;
+    let mut recipes = ptr::null();
+    if filter.has(&key) {
+        // Where walks may end is no recipe.
+        if requests && is_end(&key) {
+            if walk.ends != 0 && walk.statement == 0 {
+                count(Counter::StackEnded);
+                walk.stack.flags |= stack_flag::ENDED;
+                return false;
+            }
+        } else if let Some(found) = RECIPES.get_ptr(key) {
+            recipes = found;
         }
     }
-    // Where walks may end is no recipe.
-    if (!known || may_end) && index == 0 && walk.stack.moment == moment::REQUEST {
+    if recipes.is_null() && requests && index == 0 {
         key.code = INNERMOST;
-        known = filter.has(&key);
+        if filter.has(&key)
+            && let Some(found) = RECIPES.get_ptr(key)
+        {
+            recipes = found;
+        }
     }
-    if !known {
+    if recipes.is_null() {
         return true;
     }
-    let Some(recipes) = RECIPES.get_ptr(key) else {
-        return true;
-    };
     // SAFETY: the map's values outlive the program run.
     let flags = unsafe { (*recipes).flags };
     let moments = flags >> recipes_flag::MOMENTS_SHIFT;
