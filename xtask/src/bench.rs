@@ -57,12 +57,16 @@ struct Subject {
     database: Database,
     /// What it is to keep of its throughput, per cent.
     allowed: u32,
+    /// Further variables of its environment.
+    env: &'static [(&'static str, &'static str)],
 }
 
 /// Where a service's items are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Database {
     Sqlite,
+    /// The same, by Django's ORM.
+    DjangoSqlite,
     Postgres,
 }
 
@@ -73,6 +77,7 @@ const SUBJECTS: &[Subject] = &[
         server: Server::Uvicorn,
         database: Database::Sqlite,
         allowed: 97,
+        env: &[],
     },
     Subject {
         name: "FastAPI + PostgreSQL, uvicorn",
@@ -80,6 +85,7 @@ const SUBJECTS: &[Subject] = &[
         server: Server::Uvicorn,
         database: Database::Postgres,
         allowed: 98,
+        env: &[],
     },
     Subject {
         name: "Flask + SQLite, gunicorn gthread",
@@ -87,6 +93,15 @@ const SUBJECTS: &[Subject] = &[
         server: Server::GunicornThreads(8),
         database: Database::Sqlite,
         allowed: 97,
+        env: &[],
+    },
+    Subject {
+        name: "Django + SQLite, gunicorn gthread",
+        module: "bench_django",
+        server: Server::GunicornThreads(8),
+        database: Database::DjangoSqlite,
+        allowed: 97,
+        env: &[("DJANGO_SETTINGS_MODULE", "bench_django_settings")],
     },
 ];
 
@@ -106,6 +121,8 @@ struct Bench {
     agent: PathBuf,
     untraced: Venv,
     instrumented: Venv,
+    /// What has Django, untraced.
+    django: Option<Venv>,
     postgres: Option<WithPostgres>,
     measured: Duration,
 }
@@ -158,7 +175,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .any(|subject| subject.database == Database::Postgres)
         .then(WithPostgres::start)
         .transpose()?;
+    let django = subjects
+        .iter()
+        .any(|subject| subject.database == Database::DjangoSqlite)
+        .then(|| Venv::ensure("databases", "requirements-databases.txt"))
+        .transpose()?;
     let bench = Bench {
+        django,
         postgres,
         agent,
         untraced: Venv::ensure("apps", "requirements.txt")?,
@@ -270,10 +293,12 @@ impl Bench {
         sink: SocketAddr,
         directory: &'a Path,
     ) -> Result<Service<'a>> {
+        let file = ("APP_DATABASE", directory.join("stock.db").into());
         let (untraced, instrumented, database) = match subject.database {
-            Database::Sqlite => {
-                let file = directory.join("stock.db").into();
-                (&self.untraced, &self.instrumented, ("APP_DATABASE", file))
+            Database::Sqlite => (&self.untraced, &self.instrumented, file),
+            Database::DjangoSqlite => {
+                let django = self.django.as_ref().context("no Django")?;
+                (django, &self.instrumented, file)
             }
             Database::Postgres => {
                 let postgres = self.postgres.as_ref().context("no PostgreSQL")?;
@@ -288,6 +313,12 @@ impl Bench {
         };
         let mut prefix = pinned_to(SERVICE_CORE);
         let mut env = vec![database];
+        env.extend(
+            subject
+                .env
+                .iter()
+                .map(|(name, value)| (*name, value.into())),
+        );
         if mode == Mode::Sdk {
             prefix.push(venv.program("opentelemetry-instrument").into());
             env.extend(
