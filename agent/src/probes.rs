@@ -1,12 +1,12 @@
 //! Loads the BPF programs, attaches them, and writes the maps that steer them.
 //!
-//! With `source` the only module that names aya. It decides nothing: what to
-//! trace comes from `run`, where to probe from `target`.
+//! With `source` and `undertaker` the only module that names aya. It decides
+//! nothing: what to trace comes from `run`, where to probe from `target`.
+
+mod undertaker;
 
 use std::num::NonZeroU32;
 use std::path::Path;
-use std::sync::mpsc;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use abi::counter::Counter;
@@ -20,6 +20,7 @@ use aya::programs::{Program, ProgramError, ProgramFd, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 
+use self::undertaker::Undertaker;
 use crate::source::Source;
 use crate::target::placement::result::Holder;
 use crate::target::tls::TlsSite;
@@ -669,44 +670,6 @@ impl Drop for Probes {
         self.detach(hooks.into_values().flatten().collect());
         // It ends when it has taken down what it was given.
         self.undertaker = None;
-    }
-}
-
-/// A thread that detaches probes.
-struct Undertaker {
-    /// None once nothing more will come.
-    links: Option<mpsc::Sender<Vec<UProbeLink>>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Undertaker {
-    fn start() -> std::io::Result<Self> {
-        let (sender, links) = mpsc::channel::<Vec<UProbeLink>>();
-        let work = move || links.into_iter().for_each(drop);
-        let thread = thread::Builder::new().name("undertaker".to_owned());
-        Ok(Self {
-            links: Some(sender),
-            thread: Some(thread.spawn(work)?),
-        })
-    }
-
-    /// Detaches them, some time.
-    fn take(&self, links: Vec<UProbeLink>) {
-        if let Some(sender) = &self.links {
-            // Without its reader the channel gives them back, and they are
-            // detached here.
-            let _dropped = sender.send(links);
-        }
-    }
-}
-
-impl Drop for Undertaker {
-    /// Waits until it is done.
-    fn drop(&mut self) {
-        self.links = None;
-        if let Some(thread) = self.thread.take() {
-            let _panicked = thread.join();
-        }
     }
 }
 
