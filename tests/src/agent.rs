@@ -1,6 +1,6 @@
 //! The agent under test, as an operator starts it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -25,7 +25,9 @@ const DETACHING: Duration = Duration::from_secs(180);
 const SUMMARY: &str = "otel-ebpf: summary";
 
 /// Waits for the ends of agents that detach their probes.
-static LEAVING: Mutex<Vec<JoinHandle<Result<()>>>> = Mutex::new(Vec::new());
+static LEAVING: Mutex<VecDeque<JoinHandle<Result<()>>>> = Mutex::new(VecDeque::new());
+/// How many of them may be on their way when another agent starts.
+const MOST_LEAVING: usize = 2;
 
 /// How the agent is to be started; by default it writes its spans to a file.
 #[derive(Clone, Default)]
@@ -153,20 +155,23 @@ impl AgentOptions {
     }
 }
 
-/// Fails if an agent that was stopped earlier has ended badly.
+/// Fails if an agent that was stopped earlier has ended badly, and waits until
+/// few are still on their way: each holds up all that come after it.
 fn expect_good_ends() -> Result<()> {
-    let mut leaving = locked(&LEAVING);
-    let (gone, still) = leaving
-        .drain(..)
-        .partition::<Vec<_>, _>(JoinHandle::is_finished);
-    leaving.extend(still);
-    for gone in gone {
+    loop {
+        let gone = {
+            let mut leaving = locked(&LEAVING);
+            let crowded = leaving.len() > MOST_LEAVING;
+            leaving.pop_front_if(|oldest| crowded || oldest.is_finished())
+        };
+        let Some(gone) = gone else {
+            return Ok(());
+        };
         match gone.join() {
             Ok(ended) => ended.context("an agent of an earlier test")?,
             Err(_) => bail!("a wait for the end of an agent panicked"),
         }
     }
-    Ok(())
 }
 
 impl Agent {
@@ -236,12 +241,23 @@ impl Agent {
         found.with_context(|| brief(&self.spans().unwrap_or_default()))
     }
 
-    /// Stops it with SIGINT. Returns when it has said and written everything;
-    /// while it detaches its probes, the test goes on. Should it end badly, the
-    /// next agent does not start.
-    pub fn stop(mut self) -> Result<Ended> {
-        self.group.signal(Signal::INT)?;
-        let said = wait_for("the agent's summary", DETACHING, || {
+    /// Stops it with SIGINT and does not wait for its probes to be detached.
+    pub fn stop(self) -> Result<Ended> {
+        self.hand_over(Signal::INT, DETACHING)
+    }
+
+    /// Stops it with a signal; it has to end well, and in time.
+    pub fn stop_with(self, signal: Signal, limit: Duration) -> Result<Ended> {
+        self.group.signal(signal)?;
+        self.wait(limit)
+    }
+
+    /// Stops it with a signal. Returns when it has said and written everything,
+    /// which it has to in time; while it detaches its probes, the test goes on.
+    /// Should it end badly, another agent does not start.
+    pub fn hand_over(mut self, signal: Signal, limit: Duration) -> Result<Ended> {
+        self.group.signal(signal)?;
+        let said = wait_for("the agent's summary", limit, || {
             let lines = self.group.lines();
             if lines.iter().any(|line| line.starts_with(SUMMARY)) {
                 return Ok(Some(lines));
@@ -252,14 +268,8 @@ impl Agent {
         let lines = said.with_context(|| self.group.log())?;
         let ended = self.ended(lines)?;
         let leaving = thread::spawn(move || self.leave(DETACHING).map(drop));
-        locked(&LEAVING).push(leaving);
+        locked(&LEAVING).push_back(leaving);
         Ok(ended)
-    }
-
-    /// Stops it with a signal; it has to end well, and in time.
-    pub fn stop_with(self, signal: Signal, limit: Duration) -> Result<Ended> {
-        self.group.signal(signal)?;
-        self.wait(limit)
     }
 
     /// Waits for its end, which has to be a good one.

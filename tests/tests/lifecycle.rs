@@ -369,7 +369,7 @@ fn sigterm_hands_over_what_waits_even_to_a_slow_receiver() -> Result<()> {
         app.connect()?.get(&format!("/items/{id}"))?;
     }
     receiver.answer([unavailable("1")]);
-    let ended = agent.stop_with(Signal::TERM, TIMEOUT + Duration::from_secs(5))?;
+    let ended = agent.hand_over(Signal::TERM, TIMEOUT + Duration::from_secs(5))?;
     assert_eq!(receiver.spans().len(), 3);
     ended.counters.assert_nothing_lost();
 
@@ -378,7 +378,7 @@ fn sigterm_hands_over_what_waits_even_to_a_slow_receiver() -> Result<()> {
     app.connect()?.get("/items/9")?;
     receiver.answer(vec![Answer::Stall; 8]);
     let asked = Instant::now();
-    let ended = agent.stop_with(Signal::TERM, TIMEOUT + Duration::from_secs(5))?;
+    let ended = agent.hand_over(Signal::TERM, TIMEOUT + Duration::from_secs(5))?;
     let took = asked.elapsed();
     assert!(
         took >= TIMEOUT - Duration::from_secs(1),
