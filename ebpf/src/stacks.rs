@@ -6,8 +6,6 @@
 //! chain and does nothing after it; a transfer that caused it is recorded at
 //! its end, so that the stack comes first in the ring.
 
-use core::ptr;
-
 use abi::counter::Counter;
 use abi::map::{CodeKey, Connection, Filter, INNERMOST, Target, recipes_flag, target_flag};
 use abi::record::{Frame, Query, Stack, direction, kind, moment, role, stack_flag};
@@ -326,7 +324,7 @@ fn note(walk: &mut Walk, layout: &Layout, filter: &Filter) -> bool {
         pad: 0,
     };
     let requests = walk.stack.moment == moment::REQUEST;
-    let mut recipes = ptr::null();
+    let mut recipes = core::ptr::null();
     if filter.has(&key) {
         // Where walks may end is no recipe.
         if requests && is_end(&key) {
