@@ -2,10 +2,10 @@
 own method, path and query, so that a caller can tell whose answer it got.
 
 An ASGI application: `uvicorn downstream:app`. `?status=CODE` chooses the
-status, `?delay_ms=N` waits before it answers, `?size=N` answers with so many
-bytes, `?chunked=1` without their length. With `APP_JITTER_MS` it waits up to
-so long before each answer, by what it is asked for, so that answers come in
-another order than requests.
+status, `?delay_ms=N` waits before it answers and says so, `?size=N` answers
+with so many bytes, `?chunked=1` without their length. With `APP_JITTER_MS` it
+waits up to so long before each answer, by what it is asked for, so that
+answers come in another order than requests.
 """
 
 import asyncio
@@ -30,6 +30,7 @@ async def app(scope, receive, send):
     query = scope["query_string"].decode("latin-1")
     wishes = parse_qs(query)
     if "delay_ms" in wishes:
+        print("the request waits", flush=True)
         await asyncio.sleep(int(wishes["delay_ms"][0]) / 1000)
     elif JITTER:
         await asyncio.sleep(zlib.crc32(scope["query_string"]) % JITTER / 1000)

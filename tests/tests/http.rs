@@ -408,13 +408,12 @@ fn a_worker_that_is_killed_ends_its_requests() -> Result<()> {
     let port = waiting.port();
     let text = waiting.head("GET", &format!("/downstream?url={slow}"), &[], 0);
     waiting.send(text)?;
-    // The call is under way once the downstream service has a connection.
+    // The call is under way once the downstream service has been asked.
     wait_for("the call", PATIENCE, || {
-        let sockets = std::fs::read_to_string(format!("/proc/{worker}/net/tcp"))?;
-        let port = format!(":{:04X} 01", downstream.port());
-        Ok(sockets
-            .lines()
-            .any(|line| line.contains(&port))
+        let lines = downstream.group.lines();
+        Ok(lines
+            .iter()
+            .any(|line| line == "the request waits")
             .then_some(()))
     })?;
     send(worker, Signal::KILL)?;
