@@ -212,17 +212,20 @@ fn ways(rows: &[Row]) -> String {
          |---|--:|--:|--:|--:|--:|\n",
     );
     for (way, all) in found {
-        let _infallible = writeln!(
-            text,
-            "| {way} | {} | {} | {} | {} | {} |",
-            all.len(),
-            total(&all, |row| row.requests),
-            total(&all, |row| row.placed),
-            total(&all, |row| row.unparented),
-            total(&all, |row| row.misplaced)
-        );
+        let _infallible = writeln!(text, "| {way} | {} | {} |", all.len(), totals(&all));
     }
     text
+}
+
+/// The cells of requests, and of calls by what became of them.
+fn totals(rows: &[Row]) -> String {
+    format!(
+        "{} | {} | {} | {}",
+        total(rows, |row| row.requests),
+        total(rows, |row| row.placed),
+        total(rows, |row| row.unparented),
+        total(rows, |row| row.misplaced)
+    )
 }
 
 /// What all loads of each model came to, on every interpreter.
@@ -244,15 +247,12 @@ fn models(rows: &[Row]) -> String {
         let interpreters: BTreeSet<_> = all.iter().map(|row| &row.interpreter).collect();
         let _infallible = writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} |",
             first.model,
             first.group.replace('_', " "),
             interpreters.len(),
             all.len(),
-            total(&all, |row| row.requests),
-            total(&all, |row| row.placed),
-            total(&all, |row| row.unparented),
-            total(&all, |row| row.misplaced)
+            totals(&all)
         );
     }
     text

@@ -196,7 +196,7 @@ impl Flow {
 }
 
 /// Registers that a call leaves as they were (System V ABI, x86_64).
-const PRESERVED: [Register; 6] = [
+pub(super) const PRESERVED: [Register; 6] = [
     Register::RBX,
     Register::RBP,
     Register::R12,

@@ -13,6 +13,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory};
 use iced_x86::{Mnemonic, OpAccess, OpKind, Register};
 
+use super::path::PRESERVED;
+
 /// Instructions that are looked at.
 const MAX_INSTRUCTIONS: usize = 16_384;
 /// Bytes of the longest instruction.
@@ -189,16 +191,6 @@ const GENERAL: [Register; 16] = [
     Register::R9,
     Register::R10,
     Register::R11,
-    Register::R12,
-    Register::R13,
-    Register::R14,
-    Register::R15,
-];
-
-/// Those that a call leaves as they were (System V ABI, x86_64).
-const PRESERVED: [Register; 6] = [
-    Register::RBX,
-    Register::RBP,
     Register::R12,
     Register::R13,
     Register::R14,
