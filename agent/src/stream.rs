@@ -412,10 +412,12 @@ impl Stream {
             (false, Side::Request) | (true, Side::Response) => Role::Client,
         };
         let known = self.role;
-        // What an answer holds may look like a request.
-        let possible = |protocol: &Protocol| {
+        // What an answer holds may look like a request, and on a connection
+        // older than the attach it may come first: who connected decides.
+        let possible = |protocol: &Protocol, side: Side| {
+            let agrees = known.is_none_or(|known| known == role_of(side));
             let sends = role_of(Side::Request) == Role::Client && known != Some(Role::Server);
-            sends || !protocol.client_only
+            agrees && (sends || !protocol.client_only)
         };
         let (protocol, verdict) = judge(if joined { &first } else { bytes }, possible);
         match verdict {
@@ -502,7 +504,7 @@ impl Stream {
         // looks like another request need not be a part of it.
         if request
             && !parser.follows(side)
-            && (missing > 0 || judge(bytes, |_| true).1 == Verdict::Yes(Side::Request))
+            && (missing > 0 || judge(bytes, |_, _| true).1 == Verdict::Yes(Side::Request))
         {
             self.current = None;
         }
@@ -712,13 +714,20 @@ impl Touched {
 }
 
 /// Asks every protocol that is possible.
-fn judge(first: &[u8], possible: impl Fn(&Protocol) -> bool) -> (&'static Protocol, Verdict) {
+fn judge(first: &[u8], possible: impl Fn(&Protocol, Side) -> bool) -> (&'static Protocol, Verdict) {
     let mut unsure = None;
-    for protocol in PROTOCOLS.iter().filter(|protocol| possible(protocol)) {
+    for protocol in PROTOCOLS {
         match (protocol.detect)(first) {
-            Verdict::Yes(side) => return (protocol, Verdict::Yes(side)),
-            Verdict::Unsure => unsure = Some(protocol),
-            Verdict::No => {}
+            Verdict::Yes(side) if possible(protocol, side) => {
+                return (protocol, Verdict::Yes(side));
+            }
+            Verdict::Unsure
+                if [Side::Request, Side::Response].map(|side| possible(protocol, side))
+                    != [false; 2] =>
+            {
+                unsure = Some(protocol);
+            }
+            _ => {}
         }
     }
     match unsure {
@@ -1228,16 +1237,46 @@ mod tests {
 
     #[test]
     fn an_answer_that_looks_like_a_request_is_none() {
-        let mut wire = Wire::default();
-        wire.open(1, 1, Some(Role::Client), true);
+        let client = || {
+            let mut wire = Wire::default();
+            wire.open(1, 1, Some(Role::Client), true);
+            wire
+        };
         check(
-            wire,
+            client(),
             |wire| {
                 wire.received("*2\r\n$3\r\nfoo\r\n$3\r\nbar\r\n");
                 wire.sent(COMMAND);
                 wire.received("$1\r\na\r\n");
             },
             "Client 0 at 17; end 0 at 30 with -",
+        );
+        // The echo of a request, and a message that holds a whole one.
+        for body in ["GET /a", GET] {
+            check(
+                client(),
+                |wire| {
+                    wire.received(body);
+                    wire.sent(GET);
+                    wire.received(OK);
+                },
+                "Client 0 at 17; head 0; end 0 at 30 with 200",
+            );
+        }
+    }
+
+    #[test]
+    fn an_upload_that_looks_like_an_answer_is_none() {
+        let mut wire = Wire::default();
+        wire.open(1, 1, Some(Role::Server), true);
+        check(
+            wire,
+            |wire| {
+                wire.received(OK);
+                wire.sent(OK);
+                wire.received(GET);
+            },
+            "abandon 0; Server 1 at 30; head 1; 40..68 of 1, head",
         );
     }
 
