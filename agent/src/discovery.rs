@@ -99,6 +99,8 @@ counters! {
         /// `executemany` or `executescript` of Python's `sqlite3`, by process,
         /// whose statements are told one by one.
         sqlite_calls_unseen => "discovery.sqlite_calls_unseen",
+        /// Copies of SQLite that do not show which statements do not compile.
+        sqlite_failures_unseen => "discovery.sqlite_failures_unseen",
         /// Recipes that the kernel side has no room for.
         recipes_failed => "discovery.dropped.recipes",
     }
@@ -718,19 +720,20 @@ fn place(hook: Hook, path: &std::path::Path, offset: u64) -> Placement {
         | Hook::Raised
         | Hook::GreenletBorn
         | Hook::GreenletEnded
-        | Hook::SqliteReset
+        | Hook::SqliteEnd
         | Hook::SqliteMany
         | Hook::SqliteScript
-        | Hook::SqliteCompile
-        | Hook::SqliteError
-        | Hook::SqliteFinalize => placement::entry(code),
+        | Hook::SqliteCompile => placement::entry(code),
         // Chosen by instruction already.
-        Hook::ContextCopiedIn(_) | Hook::ContextCreatedIn(_) | Hook::Tls(_) | Hook::SqliteBegin => {
-            Placement {
-                offset: 0,
-                single_stepped: false,
-            }
-        }
+        Hook::ContextCopiedIn(_)
+        | Hook::ContextCreatedIn(_)
+        | Hook::Tls(_)
+        | Hook::SqliteBegin
+        | Hook::SqliteEndInside
+        | Hook::SqliteCompiled => Placement {
+            offset: 0,
+            single_stepped: false,
+        },
         Hook::ContextReturned | Hook::ContextCreated => placement::return_probe(code),
     }
 }

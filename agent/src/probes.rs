@@ -60,7 +60,7 @@ const FUNCTION_STEPS: [&str; 7] = [
 ];
 
 /// Programs on functions, attached when an interpreter is found.
-const FUNCTIONS: [&str; 26] = [
+const FUNCTIONS: [&str; 25] = [
     "context_returned",
     "context_created",
     "context_explicit",
@@ -81,12 +81,11 @@ const FUNCTIONS: [&str; 26] = [
     "greenlet_born",
     "greenlet_ended",
     "sqlite_begin",
-    "sqlite_reset",
-    "sqlite_finalize",
+    "sqlite_end",
     "sqlite_many",
     "sqlite_script",
     "sqlite_compile",
-    "sqlite_error",
+    "sqlite_compiled",
 ];
 
 /// Programs on places where a new context is in a register: a copy of the
@@ -193,18 +192,19 @@ pub enum Hook {
     GreenletEnded,
     /// The place inside `sqlite3_step` where a statement begins.
     SqliteBegin,
-    /// `sqlite3_reset`.
-    SqliteReset,
-    /// `sqlite3_finalize`.
-    SqliteFinalize,
+    /// `sqlite3_reset` or `sqlite3_finalize`.
+    SqliteEnd,
+    /// A place inside them, or inside what they call, where a statement that
+    /// has run ends.
+    SqliteEndInside,
     /// `executemany` of `sqlite3.Cursor`.
     SqliteMany,
     /// `executescript` of `sqlite3.Cursor`.
     SqliteScript,
     /// `sqlite3_prepare_v2` or `sqlite3_prepare_v3`.
     SqliteCompile,
-    /// `sqlite3_errmsg`.
-    SqliteError,
+    /// The place inside them where what came of it is known.
+    SqliteCompiled,
 }
 
 impl Hook {
@@ -234,12 +234,11 @@ impl Hook {
             Self::GreenletBorn => "greenlet_born",
             Self::GreenletEnded => "greenlet_ended",
             Self::SqliteBegin => "sqlite_begin",
-            Self::SqliteReset => "sqlite_reset",
-            Self::SqliteFinalize => "sqlite_finalize",
+            Self::SqliteEnd | Self::SqliteEndInside => "sqlite_end",
             Self::SqliteMany => "sqlite_many",
             Self::SqliteScript => "sqlite_script",
             Self::SqliteCompile => "sqlite_compile",
-            Self::SqliteError => "sqlite_error",
+            Self::SqliteCompiled => "sqlite_compiled",
         }
     }
 }

@@ -41,6 +41,19 @@ pub(crate) enum Part {
     Further,
 }
 
+/// What is known of the stack of the function in which the probed place is.
+#[inline(always)]
+pub(crate) fn caller(ctx: &ProbeContext, pid: u32) -> Option<SqliteCaller> {
+    let key = SqlitePlace {
+        address: arch::place(ctx),
+        pid,
+        pad: 0,
+    };
+    // SAFETY: the map's values outlive the program run; the agent does not
+    // change them while the place is probed.
+    SQLITE_CALLERS.get_ptr(key).map(|caller| unsafe { *caller })
+}
+
 /// `executemany` or `executescript` is called.
 #[inline(always)]
 pub(crate) fn begins(ctx: &ProbeContext, kind: u32) {
@@ -49,17 +62,9 @@ pub(crate) fn begins(ctx: &ProbeContext, kind: u32) {
     let Some(target) = processes::target(pid) else {
         return;
     };
-    let key = SqlitePlace {
-        address: arch::place(ctx),
-        pid,
-        pad: 0,
-    };
-    let Some(caller) = SQLITE_CALLERS.get_ptr(key) else {
+    let Some(caller) = caller(ctx, pid) else {
         return;
     };
-    // SAFETY: the map's values outlive the program run; the agent does not
-    // change them while the place is probed.
-    let caller: SqliteCaller = unsafe { *caller };
     let Some(thread) = threads::entry(pid_tgid) else {
         return;
     };

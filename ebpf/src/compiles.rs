@@ -1,25 +1,18 @@
 //! Statements of SQLite that do not compile: nothing of them ever runs.
 //!
 //! Noted where SQLite is asked to compile one, which drivers do once for a
-//! statement that they keep, and told when somebody asks for the error's
-//! message: whoever does that has seen it fail.
+//! statement that they keep, and told or forgotten where it has done so: at its
+//! last call before it returns.
 
 use abi::counter::Counter;
-use abi::map::SqlitePlace;
 use abi::record::{Query, kind, query_part};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::ProbeContext;
 
 use crate::counters::count;
-use crate::maps::{Compiled, SQLITE_CALLERS, Thread};
+use crate::maps::Compiled;
 use crate::{arch, calls, connections, contexts, emit, processes, sqlite, stacks, threads, user};
-
-/// What the library reads a schema with begins so: it compiles that on its way.
-const OWN: u64 = u64::from_le_bytes(*b"SELECT*F");
-/// `SQLITE_ROW`, and `SQLITE_DONE`: no errors.
-const ROW: i32 = 100;
-const DONE: i32 = 101;
 
 /// SQLite is asked to compile a statement.
 #[inline(always)]
@@ -29,24 +22,16 @@ pub(crate) fn begins(ctx: &ProbeContext, connection: u64, text: u64) {
     if processes::target(pid).is_none() {
         return;
     }
-    let key = SqlitePlace {
-        address: arch::place(ctx),
-        pid,
-        pad: 0,
-    };
-    let Some(caller) = SQLITE_CALLERS.get_ptr(key) else {
+    let Some(caller) = calls::caller(ctx, pid) else {
         return;
     };
-    // SAFETY: the map's values outlive the program run.
-    let moved = i64::from(unsafe { (*caller).moved });
     let Some(thread) = threads::entry(pid_tgid) else {
         return;
     };
-    let entry = arch::stack(ctx).wrapping_sub(moved as u64);
+    let entry = arch::stack(ctx).wrapping_sub(i64::from(caller.moved) as u64);
     let before = thread.compiled;
     // On the way to another one, which has not returned.
     if before.text != 0
-        && before.connection == connection
         && entry < before.entry
         && user::read::<u64>(before.entry, 0) == Some(before.back)
     {
@@ -57,23 +42,17 @@ pub(crate) fn begins(ctx: &ProbeContext, connection: u64, text: u64) {
         connection,
         entry,
         back: user::read::<u64>(entry, 0).unwrap_or(0),
+        done: entry.wrapping_add(i64::from(caller.done) as u64),
         // SAFETY: the helper has no preconditions.
         at: unsafe { bpf_ktime_get_ns() },
         code: 0,
     };
 }
 
-/// A statement with this text begins: what was compiled last did compile.
+/// SQLite is about to return from there, and its connection holds what came of
+/// it.
 #[inline(always)]
-pub(crate) fn begun(thread: &mut Thread, text: u64) {
-    if thread.compiled.text != 0 && user::read::<u64>(text, 0) != Some(OWN) {
-        thread.compiled.text = 0;
-    }
-}
-
-/// Somebody asks what the last error of a connection was.
-#[inline(always)]
-pub(crate) fn failed(ctx: &ProbeContext, connection: u64) {
+pub(crate) fn ends(ctx: &ProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let pid = (pid_tgid >> 32) as u32;
     let Some(target) = processes::target(pid) else {
@@ -82,15 +61,23 @@ pub(crate) fn failed(ctx: &ProbeContext, connection: u64) {
     let Some(thread) = threads::known(pid_tgid) else {
         return;
     };
-    if thread.compiled.text == 0 || thread.compiled.connection != connection {
+    // Another stack pointer is that of another call, inside of this one.
+    if thread.compiled.text == 0 || thread.compiled.done != arch::stack(ctx) {
         return;
     }
     let Some(layout) = sqlite::layout(ctx, pid) else {
         return;
     };
+    let connection = thread.compiled.connection;
     let code = user::read::<i32>(connection, i64::from(layout.error)).unwrap_or(0);
-    if code == 0 || code == ROW || code == DONE {
+    if code == 0 {
+        thread.compiled.text = 0;
         return;
+    }
+    // What another statement compiles on its way is a part of that.
+    if user::read::<i32>(connection, i64::from(layout.executing)) != Some(0) {
+        thread.compiled.text = 0;
+        return count(Counter::QueriesNested);
     }
     count(Counter::QueriesFailed);
     thread.compiled.code = code as u32 as u64;

@@ -319,16 +319,10 @@ pub(crate) fn sqlite_begin(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// `sqlite3_reset(sqlite3_stmt *pStmt)`.
+/// `sqlite3_reset(sqlite3_stmt *pStmt)` or `sqlite3_finalize` of the same, or a
+/// place that they come to with a statement that has run.
 #[uprobe]
-pub(crate) fn sqlite_reset(ctx: ProbeContext) -> u32 {
-    sqlite::ends(&ctx);
-    0
-}
-
-/// `sqlite3_finalize(sqlite3_stmt *pStmt)`.
-#[uprobe]
-pub(crate) fn sqlite_finalize(ctx: ProbeContext) -> u32 {
+pub(crate) fn sqlite_end(ctx: ProbeContext) -> u32 {
     sqlite::ends(&ctx);
     0
 }
@@ -356,12 +350,10 @@ pub(crate) fn sqlite_compile(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// `sqlite3_errmsg(sqlite3 *db)`.
+/// The place inside them where what came of it is known.
 #[uprobe]
-pub(crate) fn sqlite_error(ctx: ProbeContext) -> u32 {
-    if let Some(connection) = ctx.arg(0) {
-        compiles::failed(&ctx, connection);
-    }
+pub(crate) fn sqlite_compiled(ctx: ProbeContext) -> u32 {
+    compiles::ends(&ctx);
     0
 }
 

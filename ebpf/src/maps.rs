@@ -349,6 +349,8 @@ pub(crate) struct Compiled {
     pub(crate) entry: u64,
     /// What the call returns to.
     pub(crate) back: u64,
+    /// The stack pointer where what came of it is known.
+    pub(crate) done: u64,
     /// When.
     pub(crate) at: u64,
     /// The error's code, if it was looked at.
@@ -362,6 +364,7 @@ impl Compiled {
         connection: 0,
         entry: 0,
         back: 0,
+        done: 0,
         at: 0,
         code: 0,
     };
@@ -500,8 +503,7 @@ pub(crate) struct Thread {
     pub(crate) fed: Fed,
     /// The call of Python's `sqlite3` that it is in, or was.
     pub(crate) sqlite: SqliteCall,
-    /// The statement of SQLite that it compiled last; no text if that has
-    /// begun to run.
+    /// The statement of SQLite that it compiles; no text if it does not.
     pub(crate) compiled: Compiled,
 }
 

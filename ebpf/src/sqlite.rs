@@ -2,8 +2,8 @@
 //! behalf, and what became of them.
 //!
 //! Nothing happens per row. A probe is where `sqlite3_step` begins a
-//! statement, others where `sqlite3_reset` and `sqlite3_finalize` end it;
-//! what it gave is in the statement then. `target/sqlite` of the agent finds
+//! statement, another where all that end one find that it has run; what it
+//! gave is in the statement then. `target/sqlite` of the agent finds
 //! the places and the offsets.
 
 use abi::counter::Counter;
@@ -120,7 +120,6 @@ pub(crate) fn begins(ctx: &ProbeContext) {
     let Some(thread) = threads::entry(pid_tgid) else {
         return;
     };
-    compiles::begun(thread, text);
     let place = contexts::place(target, thread);
     let part = calls::part(
         ctx,
@@ -233,11 +232,12 @@ pub(crate) fn failed(layout: &SqliteLayout, id: u64, pid: u32, compiled: &Compil
 /// told.
 #[inline(always)]
 pub(crate) fn ends(ctx: &ProbeContext) {
-    let Some(statement) = ctx.arg::<u64>(0) else {
-        return;
-    };
     let pid_tgid = bpf_get_current_pid_tgid();
     let pid = (pid_tgid >> 32) as u32;
+    let Some(layout) = layout(ctx, pid) else {
+        return;
+    };
+    let statement = holder(ctx, layout.register);
     let key = StatementKey {
         statement,
         pid,
@@ -247,9 +247,6 @@ pub(crate) fn ends(ctx: &ProbeContext) {
     if id == 0 {
         return;
     }
-    let Some(layout) = layout(ctx, pid) else {
-        return;
-    };
     let counters = user::read::<[u32; 3]>(statement, i64::from(layout.counters));
     let [rows, instruction, code] = counters.unwrap_or_default();
     // At no instruction: it was compiled anew, as the schema had changed, and

@@ -2,10 +2,10 @@
 //!
 //! Needs root, BPF and the Python environments of `cargo xtask test`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use otel_ebpf_tests::agent::{Agent, AgentOptions};
+use otel_ebpf_tests::agent::{Agent, AgentOptions, Ended};
 use otel_ebpf_tests::app::{App, Service};
 use otel_ebpf_tests::load::{Load, calls_of, parameter};
 use otel_ebpf_tests::process::{PATIENCE, path_from, wait_for};
@@ -226,56 +226,96 @@ fn interpreters() -> Vec<(Python, &'static str)> {
         .collect()
 }
 
+/// An application that runs in each of the interpreters at a time, and does what
+/// it does when it is told to.
+struct Everywhere {
+    running: Vec<(PathBuf, String, Running)>,
+    agent: Agent,
+}
+
+impl Everywhere {
+    fn start(application: &str) -> Self {
+        let source = path_from("OTEL_EBPF_APPS", "apps").expect("the applications");
+        let source = source.join(application);
+        let running: Vec<_> = interpreters()
+            .into_iter()
+            .map(|(python, module)| {
+                let script = python.script(&source).expect("made known to it");
+                let mut command = python.command();
+                command.arg(script).env("APP_SQLITE", module);
+                let mut running = Running::start(&mut command).expect("it starts");
+                let version = running.line().expect("SQLite's version");
+                (python.program, version, running)
+            })
+            .collect();
+        let pids: Vec<u32> = running
+            .iter()
+            .map(|(_, _, running)| running.pid())
+            .collect();
+        let options = AgentOptions::new(&pids).arguments(&["--ring-size", "64"]);
+        let agent = options.start().expect("the agent");
+        Self { running, agent }
+    }
+
+    /// Has them do it; the line that each writes at the end.
+    fn go(&mut self) -> Vec<String> {
+        let running = self.running.iter_mut();
+        running
+            .map(|(_, _, running)| {
+                running.tell("go\n").expect("told");
+                running.line().expect("a line")
+            })
+            .collect()
+    }
+
+    /// Ends the agent; the interpreters, with the spans of each in the order of
+    /// their begin.
+    fn stop(self) -> (Ended, Vec<(String, Vec<Span>, Running)>) {
+        let ended = self.agent.stop().expect("the agent ends");
+        assert_eq!(ended.counters.get("lost"), 0);
+        for unseen in [
+            "discovery.without_sqlite",
+            "discovery.sqlite_calls_unseen",
+            "discovery.sqlite_failures_unseen",
+        ] {
+            assert_eq!(ended.counters.get(unseen), 0, "{unseen}");
+        }
+        let running = self.running.into_iter();
+        let all = running.map(|(program, version, running)| {
+            let found = ended.spans.iter();
+            let mut found: Vec<Span> = found
+                .filter(|span| span.pid() == running.pid())
+                .cloned()
+                .collect();
+            found.sort_by_key(|span| span.start);
+            let name = format!("{}, SQLite {version}", program.display());
+            (name, found, running)
+        });
+        let all = all.collect();
+        (ended, all)
+    }
+}
+
+/// What a span tells: its name, how many statements it stands for, and its
+/// error.
+fn told(span: &Span) -> Told<'_> {
+    let size = span.number("db.operation.batch.size");
+    (&*span.name, size, span.text("error.type"))
+}
+
 /// Every one of them at the same time.
 #[test]
 fn calls_and_failures_are_told_whatever_the_copy_of_sqlite() {
-    let source = path_from("OTEL_EBPF_APPS", "apps").expect("the applications");
-    let source = source.join("sqlite_calls.py");
-    let mut running: Vec<_> = interpreters()
-        .into_iter()
-        .map(|(python, module)| {
-            let script = python.script(&source).expect("made known to it");
-            let mut command = python.command();
-            command.arg(script).env("APP_SQLITE", module);
-            let mut running = Running::start(&mut command).expect("it starts");
-            let version = running.line().expect("SQLite's version");
-            (python.program, version, running)
-        })
-        .collect();
-    let pids: Vec<u32> = running
-        .iter()
-        .map(|(_, _, running)| running.pid())
-        .collect();
-    let options = AgentOptions::new(&pids).arguments(&["--ring-size", "64"]);
-    let agent = options.start().expect("the agent");
-    let mut files = Vec::new();
-    for (program, _, running) in &mut running {
-        running.tell("go\n").expect("told");
-        let file = running.line().expect("a line");
-        assert!(file.ends_with("/shop.db"), "{program:?}: {file}");
-        files.push(file);
-    }
-    let ended = agent.stop().expect("the agent ends");
-    assert_eq!(ended.counters.get("lost"), 0);
-    assert_eq!(ended.counters.get("discovery.without_sqlite"), 0);
-    assert_eq!(ended.counters.get("discovery.sqlite_calls_unseen"), 0);
-    for ((program, version, running), file) in running.iter().zip(&files) {
-        let mut found: Vec<&Span> = ended
-            .spans
-            .iter()
-            .filter(|span| span.pid() == running.pid())
-            .collect();
-        found.sort_by_key(|span| span.start);
+    let mut everywhere = Everywhere::start("sqlite_calls.py");
+    let files = everywhere.go();
+    let (ended, all) = everywhere.stop();
+    for ((name, found, _running), file) in all.iter().zip(&files) {
+        assert!(file.ends_with("/shop.db"), "{name}: {file}");
+        let mut found: Vec<&Span> = found.iter().collect();
         let cursors = found.split_off(found.len().saturating_sub(CURSORS.len()));
         check_cursors(&cursors, file);
-        let told: Vec<Told<'_>> = found
-            .iter()
-            .map(|span| {
-                let size = span.number("db.operation.batch.size");
-                (&*span.name, size, span.text("error.type"))
-            })
-            .collect();
-        assert_eq!(told, CALLS, "{program:?}, SQLite {version}: {found:#?}");
+        let told: Vec<Told<'_>> = found.iter().map(|span| told(span)).collect();
+        assert_eq!(told, CALLS, "{name}: {found:#?}");
         for span in &found {
             assert_eq!(span.text("db.namespace"), ":memory:", "{span:#?}");
             assert_eq!(span.error, !span.text("error.type").is_empty());
@@ -294,6 +334,61 @@ fn calls_and_failures_are_told_whatever_the_copy_of_sqlite() {
             found[20].text("db.query.text"),
             "select nothing from items where name = ?"
         );
+    }
+    assert!(!format!("{:?}", ended.spans).contains("secret"));
+}
+
+/// What `sqlite_exec` must be told of, in the order of their begins.
+const EXECUTED: &[(&str, Option<i64>, &str)] = &[
+    ("create table items", None, ""),
+    ("insert items", None, ""),
+    ("select items", Some(2), ""),
+    ("select items", Some(2), ""),
+    // What its rows lead to.
+    ("select", Some(1), ""),
+    ("select", Some(1), ""),
+    // Nobody wants more than one row.
+    ("select items", Some(1), ""),
+    // SQLITE_CONSTRAINT_PRIMARYKEY.
+    ("insert items", None, "1555"),
+    // SQLITE_ERROR: they do not compile.
+    ("select items", None, "1"),
+    ("sqlite", None, "1"),
+    ("select items", None, "1"),
+    // It fails when it runs.
+    ("select items", Some(0), "1"),
+];
+
+/// C code runs statements in one call, and prepares some that it never runs:
+/// whatever fails after that is no failure of them.
+#[test]
+fn statements_of_c_code_and_only_their_own_failures_are_told() {
+    let mut everywhere = Everywhere::start("sqlite_exec.py");
+    for line in everywhere.go() {
+        assert_eq!(line, "done");
+    }
+    let (ended, all) = everywhere.stop();
+    for (name, found, _running) in &all {
+        let told: Vec<(&str, Option<i64>, &str)> = found
+            .iter()
+            .map(|span| {
+                let rows = span.number("db.response.returned_rows");
+                (&*span.name, rows, span.text("error.type"))
+            })
+            .collect();
+        assert_eq!(told, EXECUTED, "{name}: {found:#?}");
+        let texts: Vec<&str> = found
+            .iter()
+            .map(|span| span.text("db.query.text"))
+            .collect();
+        assert_eq!(texts[1], "insert into items values (?, ?), (?, ?);");
+        assert_eq!(texts[10], "select nothing from items where name = ?");
+        for span in found {
+            assert_eq!(span.text("db.namespace"), ":memory:", "{span:#?}");
+            assert!(span.end >= span.start && span.parent.is_none());
+        }
+        // Its rows lead to others, which end before it does.
+        assert!(found[3].end >= found[5].end, "{name}: {found:#?}");
     }
     assert!(!format!("{:?}", ended.spans).contains("secret"));
 }
@@ -359,6 +454,51 @@ fn statements_of_an_event_loop_and_of_its_threads_are_under_their_requests() {
 #[test]
 fn statements_over_uvloop_are_under_their_requests() {
     check_loads(Service::uvloop("sqlite_app"), &["/loop", "/pool"]);
+}
+
+/// Requests of greenlets that take turns on one thread, in the midst of their
+/// calls. Only their inserts are looked at.
+#[test]
+fn calls_of_greenlets_that_take_turns_are_under_their_requests() {
+    const ROWS: i64 = 4;
+    let all = std::env::var("OTEL_EBPF_GREENLETS_PYTHONS").expect("the interpreters");
+    let python = all
+        .split(':')
+        .filter_map(|one| one.split_once('='))
+        .next_back();
+    let (_, python) = python.expect("an interpreter");
+    let service = Service::gunicorn("sqlite_greenlets").python(python);
+    let scene = Scene::start(service.arguments(&["--worker-class", "gevent"]));
+    let agent = scene.attach();
+    let mut wanted = BTreeMap::new();
+    for (index, path) in ["/many", "/script"].iter().enumerate() {
+        let load = Load::new(&scene.app.address, path, &format!("load{index}"), REQUESTS);
+        let sent = load.run();
+        assert!(sent.failures.is_empty(), "{path}: {:#?}", sent.failures);
+        wanted.extend((0..REQUESTS).map(|number| (format!("load{index}-{number}"), ROWS)));
+    }
+    let inserted = |spans: &[Span]| {
+        let mut found: BTreeMap<String, i64> = BTreeMap::new();
+        for span in spans.iter().filter(|span| span.name.contains("insert")) {
+            let (id, _) = mark(span).expect("a marked query");
+            let size = span.number("db.operation.batch.size").unwrap_or(1);
+            *found.entry(id).or_default() += size;
+        }
+        found
+    };
+    // What a thread did last is told when it does something else, or when the
+    // agent ends.
+    let ended = agent.stop().expect("the agent ends");
+    ended.counters.assert_nothing_lost();
+    assert_eq!(inserted(&ended.spans), wanted);
+    for span in ended.spans.iter().filter(|span| span.kind == Kind::Client) {
+        let (id, _) = mark(span).expect("a marked query");
+        let mut servers = ended.spans.iter();
+        let parent = servers.find(|server| Some(&*server.span_id) == span.parent.as_deref());
+        let parent = parent.unwrap_or_else(|| panic!("{:#?} {span:#?}", ended.counters));
+        let own = parameter(parent.text("url.query"), "id");
+        assert_eq!(own, Some(id.as_str()), "{span:#?} under {parent:#?}");
+    }
 }
 
 #[test]

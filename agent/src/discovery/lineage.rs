@@ -91,12 +91,12 @@ impl Discovery {
                         | Hook::GreenletEnded
                         | Hook::Tls(_)
                         | Hook::SqliteBegin
-                        | Hook::SqliteReset
-                        | Hook::SqliteFinalize
+                        | Hook::SqliteEnd
+                        | Hook::SqliteEndInside
                         | Hook::SqliteMany
                         | Hook::SqliteScript
                         | Hook::SqliteCompile
-                        | Hook::SqliteError => false,
+                        | Hook::SqliteCompiled => false,
                     });
                 }
             }

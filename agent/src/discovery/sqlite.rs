@@ -16,7 +16,7 @@ use crate::target::interpreter::{Interpreter, Location};
 use crate::target::placement::result::Holder;
 use crate::target::placement::spill;
 pub(super) use crate::target::sqlite::Found;
-use crate::target::sqlite::{Sqlite, sqlite, steps};
+use crate::target::sqlite::{End, Sqlite, sqlite, steps};
 
 /// The module that leads to SQLite.
 const MODULE: &str = "_sqlite3";
@@ -122,27 +122,13 @@ fn follow(
     stats: &super::DiscoveryStats,
     probes: &mut Probes,
 ) -> bool {
-    let layout = SqliteLayout {
-        register: number(copy.begin.register),
-        ..copy.layout
-    };
-    let tell = |place: SqlitePlace, probes: &mut Probes| {
-        let told = probes.set_sqlite(place, &layout);
-        if let Err(error) = &told {
-            tracing::warn!(pid, %error, "cannot tell the kernel side of SQLite");
-        }
-        told.is_ok()
-    };
-    // The ends first: a statement that is not seen to end would stay open.
-    let follows = [
-        (Hook::SqliteReset, copy.reset.address),
-        (Hook::SqliteFinalize, copy.finalize.address),
-        (Hook::SqliteBegin, copy.begin.address),
-    ]
-    .into_iter()
-    .all(|(hook, address)| {
+    let probe = |hook: Hook, address: u64, register: Holder, probes: &mut Probes| {
         let Some(offset) = image.elf.file_offset(address) else {
             return false;
+        };
+        let layout = SqliteLayout {
+            register: number(register),
+            ..copy.layout
         };
         let skipped = place(hook, &image.path, offset).offset;
         let place = SqlitePlace {
@@ -150,40 +136,51 @@ fn follow(
             pid,
             pad: 0,
         };
-        tell(place, probes) && stats.hook(pid, probes, hook, &image.path, offset)
-    });
-    let Some(message) = copy.message.filter(|_| follows) else {
-        return follows;
+        if let Err(error) = probes.set_sqlite(place, &layout) {
+            tracing::warn!(pid, %error, "cannot tell the kernel side of SQLite");
+            return false;
+        }
+        stats.hook(pid, probes, hook, &image.path, offset)
     };
+    // The ends first: a statement that is not seen to end would stay open.
+    let ends = copy.ends.into_iter().flatten().map(|end| match end {
+        End::Entry(function) => (Hook::SqliteEnd, function.address, Holder::Rdi),
+        End::Inside(passage) => (Hook::SqliteEndInside, passage.address, passage.register),
+    });
+    let begin = (Hook::SqliteBegin, copy.begin.address, copy.begin.register);
+    let follows = ends
+        .chain([begin])
+        .all(|(hook, address, register)| probe(hook, address, register, probes));
+    if !follows {
+        return false;
+    }
     // What does not compile is told, if it can be.
-    let mut compiles = false;
-    for symbol in copy.compile.into_iter().flatten() {
+    let (mut done, mut seen) = (HashSet::new(), false);
+    for compile in copy.compile.into_iter().flatten() {
+        if done.insert(compile.done)
+            && !probe(Hook::SqliteCompiled, compile.done, Holder::Rax, probes)
+        {
+            break;
+        }
+        let location = |file_offset| Location {
+            address: image.address(compile.function),
+            path: image.path.clone(),
+            device: image.device,
+            inode: image.inode,
+            file_offset,
+        };
         let location = image
             .elf
-            .file_offset(symbol.address)
-            .map(|file_offset| Location {
-                address: image.address(symbol),
-                path: image.path.clone(),
-                device: image.device,
-                inode: image.inode,
-                file_offset,
-            });
-        compiles |= location.is_some_and(|location| {
-            call_method(pid, &location, Hook::SqliteCompile, stats, probes)
-        });
-    }
-    if let Some(offset) = image.elf.file_offset(message.address)
-        && compiles
-    {
-        let skipped = place(Hook::SqliteError, &image.path, offset).offset;
-        let place = SqlitePlace {
-            address: image.address(message).wrapping_add(skipped),
-            pid,
-            pad: 0,
-        };
-        if tell(place, probes) {
-            stats.hook(pid, probes, Hook::SqliteError, &image.path, offset);
+            .file_offset(compile.function.address)
+            .map(location);
+        if let Some(location) = location {
+            let done = i32::try_from(compile.moved).unwrap_or_default();
+            seen |= call_method(pid, &location, Hook::SqliteCompile, done, stats, probes);
         }
+    }
+    if !seen {
+        stats.sqlite_failures_unseen.one();
+        tracing::info!(pid, path = %image.path.display(), "what does not compile is not told");
     }
     true
 }
@@ -205,7 +202,7 @@ fn call_methods(
         }
         let found = interpreter.method_address(process, module, class, method);
         let done = match found {
-            Ok(Some(location)) => call_method(pid, &location, hook, stats, probes),
+            Ok(Some(location)) => call_method(pid, &location, hook, 0, stats, probes),
             Ok(None) | Err(_) => false,
         };
         if !done {
@@ -223,11 +220,12 @@ fn call_methods(
 }
 
 /// Probes a function of whose stack something must be known; whether that can
-/// be.
+/// be. `done` is where its stack pointer is when it has done its work.
 fn call_method(
     pid: u32,
     location: &Location,
     hook: Hook,
+    done: i32,
     stats: &super::DiscoveryStats,
     probes: &mut Probes,
 ) -> bool {
@@ -240,6 +238,7 @@ fn call_method(
         pid,
         pad: 0,
     };
+    let caller = SqliteCaller { done, ..caller };
     if let Err(error) = probes.set_sqlite_caller(place, &caller) {
         tracing::warn!(pid, %error, "cannot tell the kernel side of a call");
         return false;
@@ -267,6 +266,7 @@ fn caller(location: &Location, skipped: u64, many: bool) -> Option<SqliteCaller>
     Some(SqliteCaller {
         moved: i32::try_from(stack.moved).ok()?,
         many: i32::try_from(many).ok()?,
+        done: 0,
     })
 }
 

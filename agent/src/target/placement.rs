@@ -11,6 +11,7 @@
 //! A probe that is to be a return probe (`uretprobe`) must stay at offset 0:
 //! the return address is at the top of the stack only there.
 
+pub mod argument;
 pub mod calls;
 pub mod path;
 pub mod result;

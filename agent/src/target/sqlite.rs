@@ -10,7 +10,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use abi::map::SqliteLayout;
-use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use object::elf::EM_X86_64;
 
 use super::elf::{Elf, ElfError, Symbol};
@@ -22,16 +22,34 @@ use super::tls::calls_of;
 pub struct Sqlite {
     /// Where a statement begins.
     pub begin: Passage,
-    /// `sqlite3_reset`.
-    pub reset: Symbol,
-    /// `sqlite3_finalize`.
-    pub finalize: Symbol,
-    /// `sqlite3_prepare_v2` and `sqlite3_prepare_v3`.
-    pub compile: [Option<Symbol>; 2],
-    /// `sqlite3_errmsg`, if the code of an error can be told.
-    pub message: Option<Symbol>,
+    /// Where `sqlite3_reset`, `sqlite3_finalize` and `sqlite3_exec` end one.
+    pub ends: [Option<End>; 3],
+    /// `sqlite3_prepare_v2` and `sqlite3_prepare_v3`, if what came of them can
+    /// be told.
+    pub compile: [Option<Compile>; 2],
     /// Offsets, without a register.
     pub layout: SqliteLayout,
+}
+
+/// Where a statement ends, with the statement as first argument or in a
+/// register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// A function that is called whether or not the statement has run.
+    Entry(Symbol),
+    /// A place that is passed exactly when it has.
+    Inside(Passage),
+}
+
+/// A function that compiles a statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compile {
+    /// The function.
+    pub function: Symbol,
+    /// Where its connection holds what came of it.
+    pub done: u64,
+    /// How far the stack pointer there is from the one at the function's entry.
+    pub moved: i64,
 }
 
 /// What a file has of SQLite.
@@ -71,7 +89,8 @@ pub fn sqlite(elf: &Elf) -> Result<Found, ElfError> {
         code,
         prepare,
         prepare_v3,
-        message,
+        exec,
+        leave,
     ] = elf.symbols([
         "sqlite3_step",
         "sqlite3_reset",
@@ -83,7 +102,8 @@ pub fn sqlite(elf: &Elf) -> Result<Found, ElfError> {
         "sqlite3_extended_errcode",
         "sqlite3_prepare_v2",
         "sqlite3_prepare_v3",
-        "sqlite3_errmsg",
+        "sqlite3_exec",
+        "sqlite3_mutex_leave",
     ])?;
     let Some(step) = step else {
         return Ok(Found::Nothing);
@@ -107,6 +127,7 @@ pub fn sqlite(elf: &Elf) -> Result<Found, ElfError> {
     let Some(version) = flow(version).as_ref().and_then(constant) else {
         return Ok(Found::Unclear("sqlite3_libversion_number"));
     };
+    let stepping = step.address;
     let Some(step) = flow(step) else {
         return Ok(Found::Unclear("sqlite3_step"));
     };
@@ -122,12 +143,14 @@ pub fn sqlite(elf: &Elf) -> Result<Found, ElfError> {
         .and_then(|flow| file_name(&flow))
         .unwrap_or_default();
     let error = code.and_then(flow).and_then(|flow| error(&flow));
+    let compile = |function: Option<Symbol>| {
+        error?;
+        compile(elf, function?, leave?)
+    };
     Ok(Found::Copy(Sqlite {
         begin,
-        reset,
-        finalize,
-        compile: [prepare, prepare_v3],
-        message: message.filter(|_| error.is_some()),
+        ends: ends(elf, [reset, finalize], exec, stepping, instruction),
+        compile: [compile(prepare), compile(prepare_v3)],
         layout: SqliteLayout {
             register: 0,
             sql,
@@ -163,6 +186,144 @@ fn flow(elf: &Elf, function: Symbol) -> Option<Flow> {
     };
     Flow::of(function.address, function.size, code, |slot| {
         elf.linked_function(slot).ok().flatten()
+    })
+}
+
+/// The code at an address, of a function whose size is not known.
+fn flow_at(elf: &Elf, address: u64) -> Option<Flow> {
+    flow(elf, Symbol { address, size: 0 })
+}
+
+/// Where a call to an address leads: through the file's own table of linked
+/// functions, if it is an entry of that.
+fn resolve(elf: &Elf, address: u64) -> u64 {
+    let bytes = elf.file_offset(address);
+    let bytes = bytes.and_then(|offset| elf.bytes(offset, 32).ok());
+    let bytes = bytes.unwrap_or_default();
+    let decoder = Decoder::with_ip(64, &bytes, address, DecoderOptions::NONE);
+    let mut code = decoder
+        .into_iter()
+        .skip_while(|instruction| instruction.mnemonic() == Mnemonic::Endbr64);
+    let jump = code.next().filter(|instruction| {
+        instruction.code() == Code::Jmp_rm64 && instruction.is_ip_rel_memory_operand()
+    });
+    let linked = jump.and_then(|jump| elf.linked_function(jump.ip_rel_memory_address()).ok());
+    linked.flatten().unwrap_or(address)
+}
+
+/// Where statements end. What `sqlite3_reset` and `sqlite3_finalize` do alike
+/// they may do in one function, which `sqlite3_exec` comes to as well; that one
+/// asks whether the statement has run, which is whether it is at an
+/// instruction.
+fn ends(
+    elf: &Elf,
+    [reset, finalize]: [Symbol; 2],
+    exec: Option<Symbol>,
+    step: u64,
+    instruction: u32,
+) -> [Option<End>; 3] {
+    let entries = [Some(End::Entry(reset)), Some(End::Entry(finalize)), None];
+    let of = |function: Symbol| {
+        let flow = flow(elf, function)?;
+        end(elf, &flow, instruction, 2)
+    };
+    let (Some(first), Some(second)) = (of(reset), of(finalize)) else {
+        return entries;
+    };
+    let mut found = [Some(first), Some(second), None].map(|end| end.map(End::Inside));
+    found[2] = exec.and_then(|exec| exec_end(elf, exec, [reset, finalize], step, instruction));
+    for later in 1..found.len() {
+        if found[..later].contains(&found[later]) {
+            found[later] = None;
+        }
+    }
+    found
+}
+
+/// Where `sqlite3_exec` ends a statement: in a function that it calls for that,
+/// or at the entry of the one that frees it, which `sqlite3_finalize` alone of
+/// the others comes to.
+fn exec_end(
+    elf: &Elf,
+    exec: Symbol,
+    [reset, finalize]: [Symbol; 2],
+    step: u64,
+    instruction: u32,
+) -> Option<End> {
+    let flow_of = |function: Symbol| flow(elf, function);
+    let resolved = |called: u64| resolve(elf, called);
+    let called: BTreeSet<u64> = flow_of(exec)?.calls().map(|(to, _)| resolved(to)).collect();
+    // Of what it calls with statements, `sqlite3_step` begins them.
+    let inside = called.iter().filter_map(|&called| {
+        let flow = flow_at(elf, called).filter(|_| called != step)?;
+        end(elf, &flow, instruction, 1)
+    });
+    let inside: HashSet<Passage> = inside.collect();
+    if let Some(only) = inside.iter().next() {
+        return (inside.len() == 1).then_some(End::Inside(*only));
+    }
+    let others: BTreeSet<u64> = flow_of(reset)?
+        .passes_on()
+        .into_iter()
+        .map(resolved)
+        .collect();
+    let frees = flow_of(finalize)?.passes_on().into_iter().map(resolved);
+    let mut frees = frees.filter(|to| called.contains(to) && !others.contains(to));
+    let address = frees.next()?;
+    frees
+        .next()
+        .is_none()
+        .then_some(End::Entry(Symbol { address, size: 0 }))
+}
+
+/// Where a function, or one that it passes its first argument on to, has found
+/// out that this is a statement that has run.
+fn end(elf: &Elf, flow: &Flow, instruction: u32, depth: u32) -> Option<Passage> {
+    if let Some(found) = flow.unless_negative(instruction) {
+        return Some(found);
+    }
+    let deeper = depth.checked_sub(1)?;
+    let mut found = flow.passes_on().into_iter().filter_map(|called| {
+        let flow = flow_at(elf, resolve(elf, called))?;
+        end(elf, &flow, instruction, deeper)
+    });
+    let first = found.next()?;
+    found.all(|other| other == first).then_some(first)
+}
+
+/// Where a function that compiles a statement, or the one that it calls for
+/// that, gives the connection back: what came of it is final then.
+fn compile(elf: &Elf, function: Symbol, leave: Symbol) -> Option<Compile> {
+    let outer = flow(elf, function)?;
+    let leaves = |flow: &Flow| -> Vec<u64> {
+        flow.calls()
+            .filter(|(to, _)| resolve(elf, *to) == leave.address)
+            .map(|(_, at)| at)
+            .collect()
+    };
+    let mut found: Vec<(u64, i64)> = leaves(&outer)
+        .into_iter()
+        .map(|at| Some((at, outer.moved(at)?)))
+        .collect::<Option<_>>()?;
+    if found.is_empty() {
+        for (to, at) in outer.calls() {
+            let Some(inner) = flow_at(elf, resolve(elf, to)) else {
+                continue;
+            };
+            for done in leaves(&inner) {
+                // What it returns to is on the stack, too.
+                let moved = outer.moved(at)? - 8 + inner.moved(done)?;
+                found.push((done, moved));
+            }
+        }
+    }
+    let [(done, moved)] = *found.as_slice() else {
+        return None;
+    };
+    Some(Compile {
+        function,
+        done,
+        moved,
     })
 }
 
@@ -320,6 +481,8 @@ mod tests {
             panic!("{found:x?}");
         };
         assert_eq!(found.layout.counters + 4, INSTRUCTION[1]);
+        assert!(matches!(found.ends[0], Some(End::Inside(_))), "{found:x?}");
+        assert!(found.compile.iter().all(Option::is_some), "{found:x?}");
     }
 
     #[test]

@@ -303,6 +303,9 @@ pub struct SqliteCaller {
     pub moved: i32,
     /// Where a 1 says that a statement is run many times; 0 if it never is.
     pub many: i32,
+    /// Of a function that compiles a statement, the stack pointer where what
+    /// came of it is known.
+    pub done: i32,
 }
 
 /// Key of `RECIPES`.

@@ -40,7 +40,7 @@ struct Node {
 }
 
 /// A place that is probed, and the register that holds what is wanted there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Passage {
     /// Virtual address.
     pub address: u64,
@@ -111,6 +111,42 @@ impl Flow {
     /// The instructions, by their addresses.
     pub fn instructions(&self) -> impl Iterator<Item = &Instruction> {
         self.nodes.values().map(|node| &node.instruction)
+    }
+
+    /// Where the function begins.
+    pub(super) fn entry(&self) -> u64 {
+        self.entry
+    }
+
+    /// The instruction at an address.
+    pub(super) fn instruction(&self, at: u64) -> Option<&Instruction> {
+        self.nodes.get(&at).map(|node| &node.instruction)
+    }
+
+    /// Whether the kernel emulates the instruction there.
+    pub(super) fn emulates(&self, at: u64) -> bool {
+        self.nodes.get(&at).is_some_and(|node| node.emulated)
+    }
+
+    /// What may run after the instruction there.
+    pub(super) fn next(&self, at: u64) -> &[u64] {
+        self.nodes.get(&at).map_or(&[], |node| &node.next)
+    }
+
+    /// What can be reached from the entry if each of these branches always leads
+    /// to the second address.
+    pub(super) fn reach_by(&self, branches: &BTreeMap<u64, u64>) -> BTreeSet<u64> {
+        let mut seen = BTreeSet::new();
+        let mut pending = vec![self.entry];
+        while let Some(address) = pending.pop() {
+            if seen.insert(address) {
+                match branches.get(&address) {
+                    Some(only) => pending.push(*only),
+                    None => pending.extend(self.next(address)),
+                }
+            }
+        }
+        seen
     }
 
     /// The nearest place that is passed exactly once whenever `at` is, and
