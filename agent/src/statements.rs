@@ -76,6 +76,8 @@ struct Batch {
     last: u64,
     /// Another one runs.
     running: bool,
+    /// Nothing comes after what runs.
+    over: bool,
 }
 
 impl Statements {
@@ -92,7 +94,12 @@ impl Statements {
         if query.part != query_part::INSIDE
             && let Some(id) = self.calls.remove(&thread)
         {
-            self.close(id, out);
+            match self.batches.get_mut(&id) {
+                // Greenlets take turns on the thread, and this one's has more
+                // to come.
+                Some(batch) if batch.running => batch.over = true,
+                _ => self.close(id, out),
+            }
         }
         if self.order.len() >= MAX_OPEN {
             self.tidy(out);
@@ -120,14 +127,15 @@ impl Statements {
         let rows = (end.columns != 0).then(|| u64::from(end.rows));
         if let Some(batch) = self.batches.get_mut(&id) {
             batch.running = false;
+            let over = batch.over || end.code != 0;
             if void {
                 // The kernel side goes on under another id.
                 self.stats.left_out.one();
-                return;
+            } else {
+                self.stats.ended.one();
+                batch.add(end, text, rows);
             }
-            self.stats.ended.one();
-            batch.add(end, text, rows);
-            if end.code != 0 {
+            if over {
                 self.close(id, out);
             }
             return;
@@ -158,6 +166,7 @@ impl Statements {
                 code: 0,
                 last: end.at,
                 running: false,
+                over: false,
             };
             self.batches.insert(id, batch);
             self.calls.insert(thread, id);
@@ -463,6 +472,27 @@ mod tests {
         statements.quiet(250 + QUIET + 1, &mut out);
         let text = "create table t (a); insert into t values (?)".to_owned();
         assert_eq!(ended(&out), (250, text, Some(2)));
+    }
+
+    #[test]
+    fn a_script_that_another_greenlet_interrupts_has_all_its_statements() {
+        let mut statements = Statements::default();
+        let mut out = Vec::new();
+        let (begin, end) = first(9);
+        statements.begin(&begin, &mut out);
+        statements.end(&end, b"", b"select 1;", &mut out);
+        let further = Query {
+            part: query_part::FURTHER,
+            ..query(9)
+        };
+        statements.begin(&further, &mut out);
+        // On the same thread.
+        statements.begin(&query(10), &mut out);
+        assert_eq!(out.len(), 2, "{out:?}");
+        statements.end(&part(9, 250), b"", b"select 2", &mut out);
+        let text = "select ?; select ?".to_owned();
+        assert_eq!(ended(&out), (250, text, Some(2)));
+        assert!(statements.batches.is_empty() && statements.calls.is_empty());
     }
 
     #[test]

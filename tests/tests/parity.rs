@@ -57,7 +57,7 @@ const FASTAPI_APP: &[Request] = &[
 const QUERIES: &[Request] = &[get("/statements", 200), get("/details", 200)];
 const AWAITED: &[Request] = &[get("/details", 200), get("/layers", 200)];
 /// What the clients of SQLite are asked for. Their SQLAlchemy, which would tell
-/// each query twice, is turned off: their `sqlite3` sees the same.
+/// each query twice, is turned off, or their `sqlite3`.
 const SQLITE: &[Request] = &[get("/sqlite3", 200), get("/sqlalchemy", 200)];
 /// Their framework: as for databases, without servers.
 const IN_PROCESS: &str = "sqlite";
@@ -121,12 +121,17 @@ fn cases() -> Result<Vec<Case>> {
             ..existing(name, service, requests)
         });
     }
-    let sqlite = Service::gunicorn("sqlite_parity");
-    let sqlite = sqlite.env("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "sqlalchemy");
-    cases.push(Case {
-        framework: IN_PROCESS,
-        ..existing("sqlite", sqlite, SQLITE)
-    });
+    for (name, disabled, requests) in [
+        ("sqlite", "sqlalchemy", SQLITE),
+        ("sqlite_sqlalchemy", "sqlite3", &SQLITE[1..]),
+    ] {
+        let service = Service::gunicorn("sqlite_parity");
+        let service = service.env("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", disabled);
+        cases.push(Case {
+            framework: IN_PROCESS,
+            ..existing(name, service, requests)
+        });
+    }
     if let Ok(wanted) = std::env::var("OTEL_EBPF_PARITY") {
         cases.retain(|case| case.name.contains(&wanted));
     }
