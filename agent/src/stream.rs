@@ -26,9 +26,12 @@ pub const MAX_CONNECTIONS: usize = 65_536;
 /// Transfers of a new connection that may look like no protocol before it is
 /// muted: one each way.
 const TRIES_NEW: u32 = 2;
-/// The same for a connection older than the attach, which may be in the
-/// middle of a body.
+/// The same for a connection older than the attach.
 const TRIES_OLD: u32 = 64;
+/// Such a connection may be in the middle of a body: of transfers that follow
+/// each other one way, the first and then one in so many are counted, or a long
+/// body would mute it before the next request. That is 4 GiB by 64 KiB each.
+const ONE_WAY: u32 = 1024;
 /// Bytes kept while the protocol is in doubt.
 const MAX_DOUBT: usize = 1024;
 
@@ -230,7 +233,13 @@ struct Read {
 
 enum State {
     /// Nothing recognised yet.
-    Doubt { tries: u32, held: Vec<Held> },
+    Doubt {
+        tries: u32,
+        /// Which way the last transfer went that looked like no protocol, and
+        /// how many of that way it followed.
+        run: Option<(u8, u32)>,
+        held: Vec<Held>,
+    },
     /// A parser is at work.
     Known(Box<dyn Parser>),
     /// Of no interest.
@@ -268,6 +277,7 @@ impl Streams {
                 peer: opening.peer,
                 state: State::Doubt {
                     tries,
+                    run: None,
                     held: Vec::new(),
                 },
                 next: [0; 2],
@@ -390,7 +400,7 @@ impl Stream {
         stats: &StreamStats,
         out: &mut Vec<Progress>,
     ) {
-        let State::Doubt { tries, held } = &mut self.state else {
+        let State::Doubt { tries, run, held } = &mut self.state else {
             return;
         };
         let way = usize::from(data.direction & 1);
@@ -458,7 +468,14 @@ impl Stream {
             Verdict::Unsure | Verdict::No => {
                 self.next[way] = data.offset.saturating_add(u64::from(data.len));
                 held.clear();
-                *tries = tries.saturating_sub(1);
+                let followed = match *run {
+                    Some((way, followed)) if way == data.direction => followed.wrapping_add(1),
+                    _ => 0,
+                };
+                *run = Some((data.direction, followed));
+                if !self.old || followed.is_multiple_of(ONE_WAY) {
+                    *tries = tries.saturating_sub(1);
+                }
                 if *tries == 0 {
                     self.state = State::Muted;
                     stats.of(Defect::UnknownProtocol).one();
@@ -1176,13 +1193,14 @@ mod tests {
     fn old_connections_get_longer_to_show_a_protocol() {
         let mut wire = Wire::default();
         wire.open(1, 1, None, true);
-        for _ in 1..TRIES_OLD {
-            wire.received("\0the middle of a body");
+        for turn in 1..TRIES_OLD {
+            let way = if turn % 2 == 0 { SENT } else { RECEIVED };
+            wire.bytes(1, way, "\0the middle of a body");
         }
         let wire = check(
             wire,
             |wire| wire.received(GET),
-            "Server 0 at 640; head 0; 1323..1351 of 0, head",
+            "Server 0 at 640; head 0; 672..700 of 0, head",
         );
         // Its bytes are counted from where it was taken up.
         check(
@@ -1191,13 +1209,55 @@ mod tests {
                 wire.sent(OK);
                 wire.received(GET);
             },
-            "end 0 at 650 with 200; Server 1 at 660; head 1; 1351..1379 of 1, head",
+            "end 0 at 650 with 200; Server 1 at 660; head 1; 700..728 of 1, head",
         );
         let mut wire = Wire::default();
-        for _ in 0..TRIES_OLD {
-            wire.received("\0");
+        for turn in 0..TRIES_OLD {
+            let way = if turn % 2 == 0 { SENT } else { RECEIVED };
+            wire.bytes(1, way, "\0the middle of a body");
         }
         assert_eq!(wire.streams.stats.unannounced.value(), 1);
+        assert_eq!(wire.brief(), "mute 1");
+    }
+
+    /// A pool's connection in the middle of a download, a server's in the
+    /// middle of an upload.
+    #[test]
+    fn a_long_body_does_not_mute_an_old_connection() {
+        for (role, expected) in [
+            (
+                Role::Client,
+                "Client 0 at 10007; head 0; end 0 at 10020 with 200",
+            ),
+            (
+                Role::Server,
+                "Server 0 at 10010; head 0; 3000..3028 of 0, head; end 0 at 10020 with 200",
+            ),
+        ] {
+            let mut wire = Wire::default();
+            wire.open(1, 1, Some(role), true);
+            let (asks, answers) = match role {
+                Role::Client => (SENT, RECEIVED),
+                Role::Server => (RECEIVED, SENT),
+            };
+            for _ in 0..1000 {
+                wire.received("\0\0\0");
+            }
+            check(
+                wire,
+                |wire| {
+                    wire.bytes(1, asks, GET);
+                    wire.bytes(1, answers, OK);
+                },
+                expected,
+            );
+        }
+        // What goes on for ever is no body.
+        let mut wire = Wire::default();
+        wire.open(1, 1, Some(Role::Client), true);
+        for _ in 0..TRIES_OLD * ONE_WAY {
+            wire.received("\0");
+        }
         assert_eq!(wire.brief(), "mute 1");
     }
 

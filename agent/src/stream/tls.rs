@@ -71,6 +71,7 @@ impl Stream {
                 &mut self.state,
                 State::Doubt {
                     tries: TRIES_OLD,
+                    run: None,
                     held: Vec::new(),
                 },
             );
@@ -88,9 +89,10 @@ impl Stream {
                     self.current = None;
                     self.read = None;
                 }
-                State::Doubt { tries, .. } => {
+                State::Doubt { tries, run, .. } => {
                     self.state = State::Doubt {
                         tries,
+                        run,
                         held: Vec::new(),
                     };
                 }
