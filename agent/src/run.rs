@@ -44,7 +44,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// How long the answers that are due at a stop are waited for. A caller may
 /// have an answer in its hands before the system call that sent it has ended,
 /// which is when we see it.
-const GRACE: Duration = Duration::from_millis(200);
+const GRACE: Duration = Duration::from_secs(1);
 /// Events taken before other work gets its turn.
 const BATCH: usize = 4096;
 /// How often the clocks are compared.
@@ -243,12 +243,14 @@ impl Agent {
         }
     }
 
-    /// Traces until every exchange has ended, or [`GRACE`] is over.
+    /// Traces until every exchange has ended that had begun by now, or [`GRACE`]
+    /// is over.
     fn linger(&mut self) -> anyhow::Result<()> {
         let until = Instant::now() + GRACE;
+        let asked = Clock::monotonic();
         loop {
             let full = self.batch();
-            let idle = !full && self.pipeline.tracer.assembler.under_way() == 0;
+            let idle = !full && !self.pipeline.tracer.assembler.is_due(asked);
             if idle || Instant::now() >= until {
                 return Ok(());
             }
