@@ -3,7 +3,8 @@
 
 use abi::record::{self, Data, Owner, TlsJoin};
 
-use super::{Evidence, Held, Progress, State, Stream, StreamStats, Streams, TRIES_OLD};
+use super::connection::{Held, State, Stream, TRIES_OLD};
+use super::{Evidence, Progress, StreamStats, Streams};
 use crate::protocol::Step;
 
 /// TLS sessions of which bytes are held, and writes held of each: a request
