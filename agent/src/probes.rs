@@ -298,6 +298,9 @@ impl Probes {
             .override_global("KERNEL_OFFSETS", &settings.offsets, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .map_max_entries("EVENTS", settings.ring_bytes);
+            // Nothing is relocated by the kernel's types, of which aya would
+            // keep some 20 MiB: `kernel` finds the offsets.
+            .btf(None)
         for name in EVICTING.into_iter().chain(["THREADS"]) {
             if let Some(entries) = settings.table_entries {
                 loader.map_max_entries(name, entries);
