@@ -123,7 +123,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         mut forked,
         ..
     } = agent;
-    let counters = probes.counters();
+    let kernel = probes.counters();
     // The kernel side forgets the processes before their probes go, which it
     // does one after the other: a context that is made when its probe is gone
     // has its predecessor's owner.
@@ -138,8 +138,9 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     });
     runtime.block_on(processor.shutdown(config.batch.export_timeout));
     let summary = Summary {
-        kernel: counters,
+        kernel,
         agent: [
+            probes.evictions(true),
             run_stats.values(),
             discovery.stats.values(),
             discovery.python.stats.values(),
@@ -308,6 +309,7 @@ impl Agent {
         Summary {
             kernel: self.probes.counters(),
             agent: [
+                self.probes.evictions(false),
                 self.stats.values(),
                 self.discovery.stats.values(),
                 self.discovery.python.stats.values(),

@@ -68,6 +68,7 @@ mod attribution {
                 .times(128)
                 .load("/gather?client=aiohttp")
                 .nothing_need_be_placed()
+                .evicts(&[])
         });
         run("a_hundred_thousand_tasks", models.into());
     }
@@ -84,12 +85,14 @@ mod attribution {
                 .load_as("/background?client=aiohttp", Manner::Whole, none)
                 .load_as("/handoff/submit", Manner::Whole, none)
         });
+                .evicts(&["kernel.evicted.contexts", "kernel.evicted.work"])
         let mut models = Vec::from(models);
         let threads = Service::gunicorn("flask_app").arguments(&["--threads", "16"]);
         models.push(
             Model::new("gunicorn gthread, small tables", threads)
                 .load_as("/downstream", Manner::Whole, none)
-                .load_as("/handoff/submit", Manner::Whole, none),
+                .load_as("/handoff/submit", Manner::Whole, none)
+                .evicts(&[]),
         );
         let plain = Service::command("plain", &[&plain(), "threads", "{host}", "{port}"]);
         // A thread for each connection, and so more than there is room for.
@@ -97,6 +100,7 @@ mod attribution {
             Model::new("http.server, more threads than room", plain)
                 .loses("kernel.lost.thread_table_full")
                 .load_as("/downstream", Manner::Whole, none)
+                .evicts(&[])
                 .load_as("/downstream", Manner::Close, none),
         );
         let models = models
@@ -128,6 +132,7 @@ mod attribution {
                 .agent(&SMALL)
                 .loses("kernel.lost.tls_unjoined")
                 .nothing_need_be_placed()
+                .evicts(&["kernel.evicted.tls_sessions"])
         });
         run("small_tables_with_tls", models.collect());
     }
