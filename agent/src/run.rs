@@ -350,7 +350,7 @@ impl Processes<'_> {
         let changes = match process.kind {
             kind::FORK => {
                 forked.push(pid);
-                discovery.forked(pid, process.parent, process.at)
+                discovery.forked(pid, process.parent, process.at, probes)
             }
             kind::EXEC => {
                 forked.retain(|&forked| forked != pid);
