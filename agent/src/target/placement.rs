@@ -13,6 +13,7 @@
 
 pub mod argument;
 pub mod calls;
+pub mod flow;
 pub mod path;
 pub mod result;
 pub mod spill;

@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess};
 use iced_x86::{OpKind, Register};
 
-use super::path::{Flow, PRESERVED, Passage};
+use super::flow::Flow;
+use super::path::{PRESERVED, Passage};
 use super::result::Holder;
 
 /// Instructions between a number that is looked at and the branch on it.
@@ -74,7 +75,7 @@ impl Flow {
         let mut info = InstructionInfoFactory::new();
         for _ in 0..MAX_BETWEEN {
             let instruction = self.instruction(at)?;
-            if self.emulates(at) {
+            if self.nodes.get(&at)?.emulated {
                 return Some(at);
             }
             let plain = instruction.flow_control() == FlowControl::Next;
@@ -91,7 +92,7 @@ impl Flow {
     pub fn moved(&self, at: u64) -> Option<i64> {
         let mut info = InstructionInfoFactory::new();
         let mut seen = BTreeMap::new();
-        let mut pending = vec![(self.entry(), 0_i64)];
+        let mut pending = vec![(self.entry, 0_i64)];
         while let Some((address, moved)) = pending.pop() {
             match seen.insert(address, moved) {
                 Some(before) if before == moved => continue,
@@ -159,7 +160,7 @@ impl Flow {
     fn argument(&self) -> BTreeMap<u64, Holders> {
         let mut info = InstructionInfoFactory::new();
         let mut held: BTreeMap<u64, Holders> = BTreeMap::new();
-        let mut pending = vec![(self.entry(), bit(Register::RDI))];
+        let mut pending = vec![(self.entry, bit(Register::RDI))];
         while let Some((at, holders)) = pending.pop() {
             let before = held.get(&at).copied();
             let now = before.map_or(holders, |before| before & holders);
@@ -247,6 +248,7 @@ fn bit(register: Register) -> Holders {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::path::follow;
     use super::*;
 
     const ENTRY: u64 = 0x1000;
@@ -256,7 +258,7 @@ mod tests {
             let from = usize::try_from(address.checked_sub(ENTRY)?).ok()?;
             code.get(from..).map(<[u8]>::to_vec)
         };
-        Flow::of(ENTRY, code.len() as u64, bytes, |_| None)
+        follow(ENTRY, code.len() as u64, bytes, |_| None)
     }
 
     fn unless_negative(code: &[u8]) -> Option<(u64, Holder)> {
