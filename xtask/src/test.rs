@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use crate::python::{Venv, apps, interpreters};
 use crate::service::ensure_privileges;
 use crate::toolchain::{Toolchain, agent, apt_install, ensure_programs, is_root};
-use crate::{attribution, group, parity, root, roots, say};
+use crate::{attribution, grace, group, parity, root, roots, say};
 
 /// Minor versions of CPython 3 whose memory the tests read, each from pyenv.
 const MINORS: RangeInclusive<u32> = 8..=13;
@@ -193,6 +193,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         as_root(&mut live);
         Ok(live)
     };
+    let _hurry = grace::hurry();
     let live = [("live tests", live(false)?), ("load tests", live(true)?)];
     for (name, mut command) in [("unit tests", unit)].into_iter().chain(live) {
         let (counted, success) = stages.time(name, || count(&mut command, std::io::stdout()))?;
