@@ -7,6 +7,8 @@ mod undertaker;
 
 use std::num::NonZeroU32;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use abi::counter::Counter;
@@ -304,21 +306,7 @@ impl Probes {
             }
         }
         let mut ebpf = loader.load(OBJECT)?;
-        for (name, program) in ebpf.programs_mut() {
-            let loaded = match program {
-                Program::RawTracePoint(program) => program.load(),
-                Program::UProbe(program) => program.load(),
-                _ => {
-                    return Err(ProbeError::Missing(format!(
-                        "known kind for program {name}"
-                    )));
-                }
-            };
-            loaded.map_err(|source| ProbeError::Program {
-                name: name.to_owned(),
-                source: Box::new(source),
-            })?;
-        }
+        load_programs(&mut ebpf)?;
         let steps = continuations(&mut ebpf)?;
         set_layouts(&mut ebpf)?;
         let flush_log = if settings.kernel_log {
@@ -691,6 +679,57 @@ fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
         .ok_or_else(|| ProbeError::Missing(format!("map {name}")))?
         .try_into()
         .map_err(|source| ProbeError::Map { name, source })
+}
+
+/// Loads every program, several at a time: nearly all of it is the verifier's
+/// work, for which each loading thread has a processor of its own.
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), ProbeError> {
+    /// More do not help: the longest programs are not that many.
+    const MOST: usize = 4;
+    let mut programs: Vec<_> = ebpf.programs_mut().collect();
+    // Those that take longest are loaded first, so that all threads are done at
+    // about the same time. They are taken from the end.
+    programs.sort_by_key(|(name, _)| STEPS.contains(name) || FUNCTION_STEPS.contains(name));
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let programs = Mutex::new(programs);
+    let load = || {
+        loop {
+            let next = programs
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop();
+            let Some((name, program)) = next else {
+                return Ok(());
+            };
+            load_program(name, program)?;
+        }
+    };
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..threads.min(MOST)).map(|_| scope.spawn(load)).collect();
+        let own = load();
+        others.into_iter().fold(own, |loaded, other| {
+            let other = other
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            loaded.and(other)
+        })
+    })
+}
+
+fn load_program(name: &str, program: &mut Program) -> Result<(), ProbeError> {
+    let loaded = match program {
+        Program::RawTracePoint(program) => program.load(),
+        Program::UProbe(program) => program.load(),
+        _ => {
+            return Err(ProbeError::Missing(format!(
+                "known kind for program {name}"
+            )));
+        }
+    };
+    loaded.map_err(|source| ProbeError::Program {
+        name: name.to_owned(),
+        source: Box::new(source),
+    })
 }
 
 /// Puts the programs that others continue with where those look for them.
