@@ -1,14 +1,14 @@
 //! Loads the BPF programs, attaches them, and writes the maps that steer them.
 //!
-//! With `source` and `undertaker` the only module that names aya. It decides
-//! nothing: what to trace comes from `run`, where to probe from `target`.
+//! With `source`, `loading` and `undertaker` the only module that names aya. It
+//! decides nothing: what to trace comes from `run`, where to probe from
+//! `target`.
 
+mod loading;
 mod undertaker;
 
 use std::num::NonZeroU32;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use abi::counter::Counter;
@@ -22,6 +22,7 @@ use aya::programs::{Program, ProgramError, ProgramFd, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 
+use self::loading::load_programs;
 use self::undertaker::Undertaker;
 use crate::source::Source;
 use crate::target::placement::result::Holder;
@@ -679,57 +680,6 @@ fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
         .ok_or_else(|| ProbeError::Missing(format!("map {name}")))?
         .try_into()
         .map_err(|source| ProbeError::Map { name, source })
-}
-
-/// Loads every program, several at a time: nearly all of it is the verifier's
-/// work, for which each loading thread has a processor of its own.
-fn load_programs(ebpf: &mut Ebpf) -> Result<(), ProbeError> {
-    /// More do not help: the longest programs are not that many.
-    const MOST: usize = 4;
-    let mut programs: Vec<_> = ebpf.programs_mut().collect();
-    // Those that take longest are loaded first, so that all threads are done at
-    // about the same time. They are taken from the end.
-    programs.sort_by_key(|(name, _)| STEPS.contains(name) || FUNCTION_STEPS.contains(name));
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let programs = Mutex::new(programs);
-    let load = || {
-        loop {
-            let next = programs
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .pop();
-            let Some((name, program)) = next else {
-                return Ok(());
-            };
-            load_program(name, program)?;
-        }
-    };
-    thread::scope(|scope| {
-        let others: Vec<_> = (1..threads.min(MOST)).map(|_| scope.spawn(load)).collect();
-        let own = load();
-        others.into_iter().fold(own, |loaded, other| {
-            let other = other
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            loaded.and(other)
-        })
-    })
-}
-
-fn load_program(name: &str, program: &mut Program) -> Result<(), ProbeError> {
-    let loaded = match program {
-        Program::RawTracePoint(program) => program.load(),
-        Program::UProbe(program) => program.load(),
-        _ => {
-            return Err(ProbeError::Missing(format!(
-                "known kind for program {name}"
-            )));
-        }
-    };
-    loaded.map_err(|source| ProbeError::Program {
-        name: name.to_owned(),
-        source: Box::new(source),
-    })
 }
 
 /// Puts the programs that others continue with where those look for them.
