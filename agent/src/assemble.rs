@@ -291,9 +291,9 @@ impl Assembler {
         self.resources.remove(&pid);
     }
 
-    /// How many exchanges have begun and not ended.
-    pub fn under_way(&self) -> usize {
-        self.open.len()
+    /// Whether an exchange that had begun before then has not ended.
+    pub fn is_due(&self, before: u64) -> bool {
+        self.open.values().any(|open| open.start < before)
     }
 
     /// Nothing comes any more: what is under way yields no span.
@@ -1121,6 +1121,18 @@ mod tests {
         let owner = Owner::default();
         let rule = rule::NONE;
         Evidence { owner, rule }
+    }
+
+    #[test]
+    fn what_began_before_a_moment_is_due_until_it_ends() {
+        let mut bench = Bench::new();
+        assert!(!bench.assembler.is_due(u64::MAX));
+        bench.begin(SERVER, 0, Role::Server, 10, none());
+        bench.head(SERVER, 0, None);
+        assert!(!bench.assembler.is_due(10));
+        assert!(bench.assembler.is_due(11));
+        bench.served(0);
+        assert!(!bench.assembler.is_due(11));
     }
 
     #[track_caller]

@@ -282,8 +282,9 @@ impl Discovery {
 
     /// A traced process forked. The kernel side follows the child already;
     /// its resource is made at once, the rest by [`Discovery::settle`].
-    pub fn forked(&mut self, child: u32, parent: u32, at: u64) -> Changes {
+    pub fn forked(&mut self, child: u32, parent: u32, at: u64, probes: &mut Probes) -> Changes {
         let mut changes = Changes::default();
+        self.starts(parent, probes);
         let Some(from) = self.tracees.get(&parent) else {
             return changes;
         };

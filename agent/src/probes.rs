@@ -1,9 +1,10 @@
 //! Loads the BPF programs, attaches them, and writes the maps that steer them.
 //!
-//! With `source`, `loading` and `undertaker` the only module that names aya. It
-//! decides nothing: what to trace comes from `run`, where to probe from
-//! `target`.
+//! With `source`, `evictions`, `loading` and `undertaker` the only module that
+//! names aya. It decides nothing: what to trace comes from `run`, where to probe
+//! from `target`.
 
+mod evictions;
 mod loading;
 mod undertaker;
 
@@ -22,6 +23,7 @@ use aya::programs::{Program, ProgramError, ProgramFd, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 
+use self::evictions::Evictions;
 use self::loading::load_programs;
 use self::undertaker::Undertaker;
 use crate::source::Source;
@@ -267,7 +269,7 @@ pub struct Probes {
     ebpf: Ebpf,
     targets: HashMap<MapData, u32, Target>,
     connections: HashMap<MapData, Descriptor, Connection>,
-    muted: HashMap<MapData, u64, u8>,
+    evictions: Evictions,
     counters: PerCpuArray<MapData, u64>,
     recipes: HashMap<MapData, CodeKey, Recipes>,
     filter: Array<MapData, Filter>,
@@ -298,6 +300,9 @@ impl Probes {
         let log_level: u8 = if settings.kernel_log { 5 } else { 0 };
         let mut loader = EbpfLoader::new();
         loader
+            // Nothing is relocated by the kernel's types, of which aya would
+            // keep some 20 MiB: `kernel` finds the offsets.
+            .btf(None)
             .override_global("KERNEL_OFFSETS", &settings.offsets, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .map_max_entries("EVENTS", settings.ring_bytes);
@@ -320,7 +325,7 @@ impl Probes {
         Ok(Self {
             targets: map(&mut ebpf, "TARGETS")?,
             connections: map(&mut ebpf, "CONNECTIONS")?,
-            muted: map(&mut ebpf, "MUTED")?,
+            evictions: Evictions::open(&mut ebpf)?,
             counters: map(&mut ebpf, "COUNTERS")?,
             recipes: map(&mut ebpf, "RECIPES")?,
             filter: map(&mut ebpf, "FILTER")?,
@@ -614,7 +619,7 @@ impl Probes {
 
     /// Asks the kernel to record nothing more of a connection.
     pub fn mute(&mut self, conn: u64) {
-        let _full = self.muted.insert(conn, 1, 0);
+        self.evictions.mute(conn);
     }
 
     /// Every kernel counter: name, value over all processors, whether it
@@ -630,6 +635,12 @@ impl Probes {
                 (name, value, loss)
             })
             .collect()
+    }
+
+    /// How many entries of each table that evicts were evicted; as many at
+    /// least, unless no process is a target any more.
+    pub fn evictions(&self, settled: bool) -> Vec<(&'static str, u64)> {
+        self.evictions.counters(settled)
     }
 
     /// Hands what the kernel side logged meanwhile to `tracing`.

@@ -44,7 +44,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// How long the answers that are due at a stop are waited for. A caller may
 /// have an answer in its hands before the system call that sent it has ended,
 /// which is when we see it.
-const GRACE: Duration = Duration::from_millis(200);
+const GRACE: Duration = Duration::from_secs(1);
 /// Events taken before other work gets its turn.
 const BATCH: usize = 4096;
 /// How often the clocks are compared.
@@ -123,7 +123,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         mut forked,
         ..
     } = agent;
-    let counters = probes.counters();
+    let kernel = probes.counters();
     // The kernel side forgets the processes before their probes go, which it
     // does one after the other: a context that is made when its probe is gone
     // has its predecessor's owner.
@@ -138,8 +138,9 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     });
     runtime.block_on(processor.shutdown(config.batch.export_timeout));
     let summary = Summary {
-        kernel: counters,
+        kernel,
         agent: [
+            probes.evictions(true),
             run_stats.values(),
             discovery.stats.values(),
             discovery.python.stats.values(),
@@ -243,12 +244,14 @@ impl Agent {
         }
     }
 
-    /// Traces until every exchange has ended, or [`GRACE`] is over.
+    /// Traces until every exchange has ended that had begun by now, or [`GRACE`]
+    /// is over.
     fn linger(&mut self) -> anyhow::Result<()> {
         let until = Instant::now() + GRACE;
+        let asked = Clock::monotonic();
         loop {
             let full = self.batch();
-            let idle = !full && self.pipeline.tracer.assembler.under_way() == 0;
+            let idle = !full && !self.pipeline.tracer.assembler.is_due(asked);
             if idle || Instant::now() >= until {
                 return Ok(());
             }
@@ -306,6 +309,7 @@ impl Agent {
         Summary {
             kernel: self.probes.counters(),
             agent: [
+                self.probes.evictions(false),
                 self.stats.values(),
                 self.discovery.stats.values(),
                 self.discovery.python.stats.values(),
@@ -346,7 +350,7 @@ impl Processes<'_> {
         let changes = match process.kind {
             kind::FORK => {
                 forked.push(pid);
-                discovery.forked(pid, process.parent, process.at)
+                discovery.forked(pid, process.parent, process.at, probes)
             }
             kind::EXEC => {
                 forked.retain(|&forked| forked != pid);

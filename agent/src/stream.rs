@@ -1,37 +1,30 @@
-//! Follows every connection: puts its bytes in order, finds its protocol and
-//! role, feeds the parser, and stamps what the parser finds with the time and
-//! the evidence of the bytes at hand.
+//! Follows every connection: which there are, and what happens to each. What
+//! becomes of the bytes of one is in `connection`, whose they are in
+//! `evidence`.
 //!
 //! It knows no protocol by name, does no I/O and reads no clock. `assemble`
 //! takes what it returns; `run` mutes in the kernel what it gives up on.
 
+mod connection;
+mod evidence;
 mod opening;
 mod tls;
 
 use std::collections::HashMap;
 
 use abi::map::Descriptor;
-use abi::record::{self, Data, Owner, TAIL, direction};
+use abi::record::{self, Data, Owner};
 
+use self::connection::{Held, State, Stream};
+pub use self::evidence::Evidence;
 pub use self::opening::Opening;
 use crate::insight::Insight;
 use crate::propagation::TraceContext;
-use crate::protocol::{
-    Connection, Defect, Endpoint, Exchange, PROTOCOLS, Parser, Protocol, Role, Side, Step, Verdict,
-};
+use crate::protocol::{Defect, Exchange, Role, Step};
 use crate::stats::{Count, counters};
 
 /// Connections followed at a time; more are refused and counted.
 pub const MAX_CONNECTIONS: usize = 65_536;
-/// Transfers of a new connection that may look like no protocol before it is
-/// muted: one each way.
-const TRIES_NEW: u32 = 2;
-/// The same for a connection older than the attach, which may be in the
-/// middle of a body.
-const TRIES_OLD: u32 = 64;
-/// Bytes kept while the protocol is in doubt.
-const MAX_DOUBT: usize = 1024;
-
 counters! {
     /// Counters of `stream`.
     pub struct StreamStats {
@@ -98,15 +91,6 @@ pub struct ExchangeId {
     pub conn: u64,
     /// Number of the exchange on it.
     pub number: u64,
-}
-
-/// What the kernel side knew when bytes were transferred.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Evidence {
-    /// Whose bytes they are.
-    pub owner: Owner,
-    /// See `abi::record::rule`.
-    pub rule: u8,
 }
 
 /// What `assemble` is told. Times are monotonic nanoseconds.
@@ -193,56 +177,6 @@ pub struct Streams {
     pub stats: StreamStats,
 }
 
-struct Stream {
-    descriptor: Descriptor,
-    role: Option<Role>,
-    local: Option<Endpoint>,
-    peer: Option<Endpoint>,
-    state: State,
-    /// Expected offset of the next byte, by direction.
-    next: [u64; 2],
-    /// When the last bytes of each direction were transferred.
-    last: [u64; 2],
-    /// What `next` was when the parser was made, which counts from there.
-    base: [u64; 2],
-    /// Whether bytes of each direction came out of a TLS session.
-    tls: [bool; 2],
-    /// The exchange whose request is being read: begun and not ended, and
-    /// known to be the one that the next bytes continue.
-    current: Option<u64>,
-    /// Bytes went before it was looked at.
-    old: bool,
-    /// On whose behalf a client sent last.
-    sent: Option<Evidence>,
-    /// The last transfer of a server connection.
-    read: Option<Read>,
-}
-
-/// What is known of a transfer, which may come in several records.
-#[derive(Clone, Copy)]
-struct Read {
-    /// Thread and time: the same in all records of one transfer.
-    call: (u32, u64),
-    from: u64,
-    exchange: Option<u64>,
-    completes_head: bool,
-}
-
-enum State {
-    /// Nothing recognised yet.
-    Doubt { tries: u32, held: Vec<Held> },
-    /// A parser is at work.
-    Known(Box<dyn Parser>),
-    /// Of no interest.
-    Muted,
-}
-
-/// A transfer kept while the protocol is in doubt.
-struct Held {
-    data: Data,
-    bytes: Vec<u8>,
-}
-
 impl Streams {
     /// A connection was opened.
     pub fn open(&mut self, opening: Opening, out: &mut Vec<Progress>) {
@@ -258,28 +192,7 @@ impl Streams {
         }
         self.stats.connections.one();
         self.descriptors.insert(opening.descriptor, opening.conn);
-        let tries = if opening.old { TRIES_OLD } else { TRIES_NEW };
-        self.streams.insert(
-            opening.conn,
-            Stream {
-                descriptor: opening.descriptor,
-                role: opening.role,
-                local: opening.local,
-                peer: opening.peer,
-                state: State::Doubt {
-                    tries,
-                    held: Vec::new(),
-                },
-                next: [0; 2],
-                last: [0; 2],
-                base: [0; 2],
-                tls: [false; 2],
-                current: None,
-                old: opening.old,
-                sent: None,
-                read: None,
-            },
-        );
+        self.streams.insert(opening.conn, Stream::new(opening));
     }
 
     /// Bytes were transferred.
@@ -365,389 +278,20 @@ impl Streams {
     }
 }
 
-impl Stream {
-    fn data(
-        &mut self,
-        data: &Data,
-        bytes: &[u8],
-        steps: &mut Vec<Step>,
-        stats: &StreamStats,
-        out: &mut Vec<Progress>,
-    ) {
-        if let State::Doubt { .. } = self.state {
-            self.recognise(data, bytes, steps, stats, out);
-        } else {
-            self.feed(data, bytes, steps, stats, out);
-        }
-    }
-
-    /// Looks for the protocol in the first bytes.
-    fn recognise(
-        &mut self,
-        data: &Data,
-        bytes: &[u8],
-        steps: &mut Vec<Step>,
-        stats: &StreamStats,
-        out: &mut Vec<Progress>,
-    ) {
-        let State::Doubt { tries, held } = &mut self.state else {
-            return;
-        };
-        let way = usize::from(data.direction & 1);
-        // Bytes of this direction that came before and did not suffice.
-        let mut first: Vec<u8> = Vec::new();
-        for earlier in held
-            .iter()
-            .filter(|earlier| earlier.data.direction == data.direction)
-        {
-            first.extend_from_slice(&earlier.bytes);
-        }
-        let joined = !first.is_empty();
-        if joined {
-            first.extend_from_slice(bytes);
-        }
-        let received = data.direction == direction::RECEIVED;
-        let role_of = |side| match (received, side) {
-            (true, Side::Request) | (false, Side::Response) => Role::Server,
-            (false, Side::Request) | (true, Side::Response) => Role::Client,
-        };
-        let known = self.role;
-        // What an answer holds may look like a request, and on a connection
-        // older than the attach it may come first: who connected decides.
-        let possible = |protocol: &Protocol, side: Side| {
-            let agrees = known.is_none_or(|known| known == role_of(side));
-            let sends = role_of(Side::Request) == Role::Client && known != Some(Role::Server);
-            agrees && (sends || !protocol.client_only)
-        };
-        let (protocol, verdict) = judge(if joined { &first } else { bytes }, possible);
-        match verdict {
-            Verdict::Yes(side) => {
-                let role = role_of(side);
-                self.role = Some(role);
-                let connection = Connection {
-                    role,
-                    local: self.local.clone(),
-                    peer: self.peer.clone(),
-                    tls: self.tls != [false; 2],
-                    old: self.old,
-                };
-                let held = std::mem::take(held);
-                self.state = State::Known((protocol.parser)(&connection));
-                // What came before was nothing, or belongs to this message.
-                let replay = held
-                    .iter()
-                    .filter(|earlier| joined && earlier.data.direction == data.direction);
-                let from = replay
-                    .clone()
-                    .next()
-                    .map_or(data.offset, |earlier| earlier.data.offset);
-                self.next[way] = from;
-                self.base = self.next;
-                for earlier in replay {
-                    self.feed(&earlier.data, &earlier.bytes, steps, stats, out);
-                }
-                self.feed(data, bytes, steps, stats, out);
-            }
-            Verdict::Unsure if first.len() + bytes.len() <= MAX_DOUBT && held.len() < 16 => {
-                held.push(Held {
-                    data: *data,
-                    bytes: bytes.to_vec(),
-                });
-                self.next[way] = data.offset.saturating_add(u64::from(data.len));
-            }
-            Verdict::Unsure | Verdict::No => {
-                self.next[way] = data.offset.saturating_add(u64::from(data.len));
-                held.clear();
-                *tries = tries.saturating_sub(1);
-                if *tries == 0 {
-                    self.state = State::Muted;
-                    stats.of(Defect::UnknownProtocol).one();
-                    out.push(Progress::Mute { conn: data.conn });
-                }
-            }
-        }
-    }
-
-    /// Gives a transfer to the parser.
-    fn feed(
-        &mut self,
-        data: &Data,
-        bytes: &[u8],
-        steps: &mut Vec<Step>,
-        stats: &StreamStats,
-        out: &mut Vec<Progress>,
-    ) {
-        let State::Known(parser) = &mut self.state else {
-            return;
-        };
-        let Some(role) = self.role else {
-            return;
-        };
-        let received = data.direction == direction::RECEIVED;
-        let side = match (received, role) {
-            (true, Role::Server) | (false, Role::Client) => Side::Request,
-            (false, Role::Server) | (true, Role::Client) => Side::Response,
-        };
-        let way = usize::from(data.direction & 1);
-        let expected = self.next[way];
-        if data.offset < expected {
-            stats.overlaps.one();
-            return;
-        }
-        let request = side == Side::Request;
-        let missing = data.offset - expected;
-        if missing > 0 {
-            stats.gap_bytes.add(missing);
-            parser.skip(side, missing, &[], steps);
-        }
-        // Where the end of a request was not seen, what comes after a gap or
-        // looks like another request need not be a part of it.
-        if request
-            && !parser.follows(side)
-            && (missing > 0 || judge(bytes, |_, _| true).1 == Verdict::Yes(Side::Request))
-        {
-            self.current = None;
-        }
-        let evidence = Evidence {
-            owner: data.owner,
-            rule: data.rule,
-        };
-        let sends = request && role == Role::Client;
-        if sends
-            && self
-                .sent
-                .replace(evidence)
-                .is_some_and(|before| before != evidence)
-        {
-            parser.divide();
-        }
-        let end = data.offset.saturating_add(u64::from(data.len));
-        self.next[way] = end;
-        if !bytes.is_empty() {
-            parser.bytes(side, bytes, steps);
-        }
-        let unseen = u64::from(data.len).saturating_sub(bytes.len() as u64);
-        if unseen > 0 {
-            let has_tail = data.len as usize >= TAIL && data.flags & record::flag::UNSEEN == 0;
-            parser.skip(side, unseen, if has_tail { &data.tail } else { &[] }, steps);
-        }
-        self.last[way] = data.at;
-        let begin = if received || data.started == 0 {
-            data.at
-        } else {
-            data.started
-        };
-        let mut touched = Touched::new(self.current);
-        for step in steps.iter() {
-            touched.step(step, data.offset.saturating_sub(self.base[way]));
-        }
-        if !parser.follows(side) {
-            // Some of the bytes may belong to another exchange, seen or not.
-            touched.exchange = None;
-        }
-        // An exchange that a request's bytes end (the next one begins) ended
-        // with its last response byte, which was earlier.
-        let ended = match (side, self.last[1 - way]) {
-            (Side::Response, _) | (Side::Request, 0) => data.at,
-            (Side::Request, response) => response,
-        };
-        let begins = |step: &Step| matches!(step, Step::Begin { .. });
-        if sends && self.current.is_none() && !steps.iter().any(begins) {
-            out.push(Progress::Unclaimed { conn: data.conn });
-        }
-        self.deliver(data.conn, steps, stats, begin, ended, evidence, out);
-        if request && role == Role::Server {
-            let read = self.join(data, missing > 0, &touched);
-            out.push(Progress::Read {
-                bytes: Owner {
-                    conn: data.conn,
-                    offset: read.from,
-                },
-                end,
-                exchange: read.exchange,
-                completes_head: read.completes_head,
-            });
-        }
-    }
-
-    /// The transfer that a record belongs to: its buffers are records of
-    /// their own, but they have one owner.
-    fn join(&mut self, data: &Data, gap: bool, touched: &Touched) -> Read {
-        let mut read = Read {
-            call: (data.tid, data.at),
-            from: data.offset,
-            exchange: touched.exchange(),
-            completes_head: touched.completes_head,
-        };
-        if let Some(before) = self.read.filter(|before| before.call == read.call) {
-            read.from = before.from;
-            if gap || before.exchange != read.exchange {
-                read.exchange = None;
-            }
-            read.completes_head |= before.completes_head;
-        }
-        self.read = Some(read);
-        read
-    }
-
-    /// Translates the parser's steps.
-    #[expect(clippy::too_many_arguments, reason = "the moment's facts, used once")]
-    fn deliver(
-        &mut self,
-        conn: u64,
-        steps: &mut Vec<Step>,
-        stats: &StreamStats,
-        begin: u64,
-        end: u64,
-        evidence: Evidence,
-        out: &mut Vec<Progress>,
-    ) {
-        let pid = self.descriptor.pid;
-        let Some(role) = self.role else {
-            return;
-        };
-        for step in steps.drain(..) {
-            match step {
-                Step::Begin {
-                    exchange,
-                    offset: _,
-                } => {
-                    self.current = Some(exchange);
-                    let id = ExchangeId {
-                        conn,
-                        number: exchange,
-                    };
-                    out.push(Progress::Begin {
-                        id,
-                        pid,
-                        role,
-                        at: begin,
-                        evidence,
-                    });
-                }
-                Step::Head {
-                    exchange,
-                    context,
-                    end: _,
-                } => {
-                    let id = ExchangeId {
-                        conn,
-                        number: exchange,
-                    };
-                    out.push(Progress::Head { id, context });
-                }
-                Step::End { exchange, result } => {
-                    if self.current == Some(exchange) {
-                        self.current = None;
-                    }
-                    let id = ExchangeId {
-                        conn,
-                        number: exchange,
-                    };
-                    out.push(Progress::End {
-                        id,
-                        at: end,
-                        result,
-                    });
-                }
-                Step::Abandon { exchange, reason } => {
-                    if self.current == Some(exchange) {
-                        self.current = None;
-                    }
-                    stats.of(reason).one();
-                    out.push(Progress::Abandon {
-                        id: ExchangeId {
-                            conn,
-                            number: exchange,
-                        },
-                    });
-                }
-                Step::Mute(reason) => {
-                    stats.of(reason).one();
-                    self.state = State::Muted;
-                    out.push(Progress::Mute { conn });
-                }
-            }
-        }
-    }
-}
-
-/// Which exchanges the bytes of one transfer belong to.
-struct Touched {
-    exchange: Option<u64>,
-    several: bool,
-    completes_head: bool,
-}
-
-impl Touched {
-    fn new(current: Option<u64>) -> Self {
-        Self {
-            exchange: current,
-            several: false,
-            completes_head: false,
-        }
-    }
-
-    /// Takes a step into account; `from` is where the parser counts the
-    /// transfer's first byte.
-    fn step(&mut self, step: &Step, from: u64) {
-        match *step {
-            Step::Begin { exchange, offset } => {
-                // An earlier exchange has none of these bytes if the new one
-                // begins with the first of them.
-                if offset != from {
-                    self.several = true;
-                }
-                self.exchange = Some(exchange);
-            }
-            Step::Head { .. } => self.completes_head = true,
-            Step::Abandon { exchange, .. } if self.exchange == Some(exchange) => {
-                self.exchange = None;
-            }
-            _ => {}
-        }
-    }
-
-    fn exchange(&self) -> Option<u64> {
-        if self.several { None } else { self.exchange }
-    }
-}
-
-/// Asks every protocol that is possible.
-fn judge(first: &[u8], possible: impl Fn(&Protocol, Side) -> bool) -> (&'static Protocol, Verdict) {
-    let mut unsure = None;
-    for protocol in PROTOCOLS {
-        match (protocol.detect)(first) {
-            Verdict::Yes(side) if possible(protocol, side) => {
-                return (protocol, Verdict::Yes(side));
-            }
-            Verdict::Unsure
-                if [Side::Request, Side::Response].map(|side| possible(protocol, side))
-                    != [false; 2] =>
-            {
-                unsure = Some(protocol);
-            }
-            _ => {}
-        }
-    }
-    match unsure {
-        Some(protocol) => (protocol, Verdict::Unsure),
-        None => (&PROTOCOLS[0], Verdict::No),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
     use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-    use abi::record::{Open, TlsJoin};
+    use abi::record::direction::{RECEIVED, SENT};
+    use abi::record::{Open, TAIL, TlsJoin};
     use proptest::prelude::*;
     use zerocopy::FromZeros;
 
+    use super::connection::{ONE_WAY, TRIES_OLD};
     use super::*;
     use crate::attribute::Value;
-    use direction::{RECEIVED, SENT};
+    use crate::protocol::Endpoint;
 
     const GET: &str = "GET /a HTTP/1.1\r\nHost: h\r\n\r\n";
     const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -1176,13 +720,14 @@ mod tests {
     fn old_connections_get_longer_to_show_a_protocol() {
         let mut wire = Wire::default();
         wire.open(1, 1, None, true);
-        for _ in 1..TRIES_OLD {
-            wire.received("\0the middle of a body");
+        for turn in 1..TRIES_OLD {
+            let way = if turn % 2 == 0 { SENT } else { RECEIVED };
+            wire.bytes(1, way, "\0the middle of a body");
         }
         let wire = check(
             wire,
             |wire| wire.received(GET),
-            "Server 0 at 640; head 0; 1323..1351 of 0, head",
+            "Server 0 at 640; head 0; 672..700 of 0, head",
         );
         // Its bytes are counted from where it was taken up.
         check(
@@ -1191,13 +736,55 @@ mod tests {
                 wire.sent(OK);
                 wire.received(GET);
             },
-            "end 0 at 650 with 200; Server 1 at 660; head 1; 1351..1379 of 1, head",
+            "end 0 at 650 with 200; Server 1 at 660; head 1; 700..728 of 1, head",
         );
         let mut wire = Wire::default();
-        for _ in 0..TRIES_OLD {
-            wire.received("\0");
+        for turn in 0..TRIES_OLD {
+            let way = if turn % 2 == 0 { SENT } else { RECEIVED };
+            wire.bytes(1, way, "\0the middle of a body");
         }
         assert_eq!(wire.streams.stats.unannounced.value(), 1);
+        assert_eq!(wire.brief(), "mute 1");
+    }
+
+    /// A pool's connection in the middle of a download, a server's in the
+    /// middle of an upload.
+    #[test]
+    fn a_long_body_does_not_mute_an_old_connection() {
+        for (role, expected) in [
+            (
+                Role::Client,
+                "Client 0 at 10007; head 0; end 0 at 10020 with 200",
+            ),
+            (
+                Role::Server,
+                "Server 0 at 10010; head 0; 3000..3028 of 0, head; end 0 at 10020 with 200",
+            ),
+        ] {
+            let mut wire = Wire::default();
+            wire.open(1, 1, Some(role), true);
+            let (asks, answers) = match role {
+                Role::Client => (SENT, RECEIVED),
+                Role::Server => (RECEIVED, SENT),
+            };
+            for _ in 0..1000 {
+                wire.received("\0\0\0");
+            }
+            check(
+                wire,
+                |wire| {
+                    wire.bytes(1, asks, GET);
+                    wire.bytes(1, answers, OK);
+                },
+                expected,
+            );
+        }
+        // What goes on for ever is no body.
+        let mut wire = Wire::default();
+        wire.open(1, 1, Some(Role::Client), true);
+        for _ in 0..TRIES_OLD * ONE_WAY {
+            wire.received("\0");
+        }
         assert_eq!(wire.brief(), "mute 1");
     }
 

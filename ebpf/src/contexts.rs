@@ -2,7 +2,7 @@
 //! and by the queue of an event loop's transport. ARCHITECTURE.md has the rules and why
 //! each is certain.
 
-use abi::counter::Counter;
+use abi::counter::{Counter, Evicting};
 use abi::map::{Connection, Descriptor, Target, target_flag, tls as state};
 use abi::record::{Owner, role, rule};
 use aya_ebpf::EbpfContext;
@@ -13,7 +13,7 @@ use crate::counters::count;
 use crate::kernel::{self, offset};
 use crate::maps::{CONNECTIONS, CONTEXTS, ContextKey, ContextOwner, Thread, thread_flag};
 use crate::servers::{self, Serving};
-use crate::{greenlets, handoffs, processes, seal, stacks, threads, tls, user};
+use crate::{evicting, greenlets, handoffs, processes, seal, stacks, threads, tls, user};
 
 /// The current thread's place in Python.
 #[derive(Clone, Copy)]
@@ -693,7 +693,9 @@ fn note(pid: u32, target: &Target, context: u64, mut value: ContextOwner) {
         return;
     }
     // A context without an entry is nobody's, for the common reason.
-    if value.rule != u32::from(rule::UNOWNED_CONTEXT) && CONTEXTS.insert(key, value, 0).is_err() {
+    if value.rule != u32::from(rule::UNOWNED_CONTEXT)
+        && !evicting::insert(&CONTEXTS, Evicting::Contexts, &key, &value)
+    {
         count(Counter::ContextTableRefused);
     }
 }

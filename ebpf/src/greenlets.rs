@@ -4,7 +4,7 @@
 //! variable points; the state begins with the thread's main greenlet and the
 //! current one. The agent's `target/greenlets` finds the variable.
 
-use abi::counter::Counter;
+use abi::counter::{Counter, Evicting};
 use abi::map::{Target, target_flag};
 use abi::record::{Owner, rule};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
@@ -17,7 +17,7 @@ use crate::counters::count;
 use crate::maps::{GREENLETS, GreenletKey, GreenletOwner, Thread};
 use crate::stacks::{self, Chain as _};
 use crate::user::{self, User};
-use crate::{processes, seal, threads};
+use crate::{evicting, processes, seal, threads};
 
 /// The thread runs in no greenlet but its main one, which is the thread.
 pub(crate) const NONE: u64 = 0;
@@ -309,7 +309,7 @@ fn key(pid: u32, target: &Target, greenlet: u64) -> GreenletKey {
 #[inline(always)]
 fn set(key: GreenletKey, mut value: GreenletOwner) {
     value.seal = seal(key, &value);
-    if GREENLETS.insert(key, value, 0).is_err() {
+    if !evicting::put(&GREENLETS, Evicting::Greenlets, &key, &value) {
         forget(key);
         count(Counter::GreenletTableRefused);
     }
@@ -329,7 +329,7 @@ fn seal(key: GreenletKey, value: &GreenletOwner) -> u64 {
 #[inline(always)]
 fn forget(key: GreenletKey) {
     // Mostly it is not there.
-    let _absent = GREENLETS.remove(key);
+    evicting::remove(&GREENLETS, Evicting::Greenlets, &key);
 }
 
 /// The words that a text of three words is in memory.

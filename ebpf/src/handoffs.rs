@@ -2,7 +2,7 @@
 //! started: on whose behalf. ARCHITECTURE.md has the rules and why each is
 //! certain.
 
-use abi::counter::Counter;
+use abi::counter::{Counter, Evicting};
 use abi::map::{Target, target_flag};
 use abi::record::{Owner, rule};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
@@ -12,7 +12,7 @@ use crate::contexts::{self, Finding, Place};
 use crate::counters::count;
 use crate::maps::{Thread, WORK, Work, WorkKey, thread_flag};
 use crate::user::User;
-use crate::{processes, seal, stacks, threads};
+use crate::{evicting, processes, seal, stacks, threads};
 
 /// What no request submitted, or none that was seen.
 const NOBODY: Finding = Finding {
@@ -79,7 +79,7 @@ fn note(pid: u32, target: &Target, item: u64, finding: Finding) {
         return;
     }
     // An object without an entry is nobody's.
-    if finding.rule != rule::UNOWNED_WORK && WORK.insert(key, work, 0).is_err() {
+    if finding.rule != rule::UNOWNED_WORK && !evicting::insert(&WORK, Evicting::Work, &key, &work) {
         count(Counter::WorkTableRefused);
     }
 }

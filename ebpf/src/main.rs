@@ -15,6 +15,7 @@ mod connections;
 mod contexts;
 mod counters;
 mod emit;
+mod evicting;
 mod greenlets;
 mod handoffs;
 mod kernel;

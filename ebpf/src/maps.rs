@@ -1,5 +1,6 @@
 //! Every BPF map, with its key, value, writer, reader and eviction.
 
+use abi::counter::Evicting;
 use abi::map::{
     CodeKey, Connection, Descriptor, Filter, Layout, Recipes, SqliteCaller, SqliteLayout,
     SqlitePlace, Target,
@@ -19,6 +20,11 @@ pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(8 * 1024 * 1024, 0);
 /// Counter number → count. Written here, read by the agent's statistics.
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(64, 0);
+
+/// Number of an [`Evicting`] table → the entries made in it less those
+/// removed. Written here, read by the agent, which counts what was evicted.
+#[map]
+pub(crate) static HELD: PerCpuArray<u64> = PerCpuArray::with_max_entries(Evicting::SLOTS, 0);
 
 /// Process id → how to read it. Written by the agent, and by the fork program
 /// for children; removed at the end of the process.

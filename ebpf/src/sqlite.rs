@@ -6,7 +6,7 @@
 //! what it gave is in the statement then. `target/sqlite` of the agent finds
 //! the places and the offsets.
 
-use abi::counter::Counter;
+use abi::counter::{Counter, Evicting};
 use abi::map::{SqliteLayout, SqlitePlace};
 use abi::record::{Owner, QUERY_NAME, Query, QueryEnd, kind, query_flag, query_part, rule};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
@@ -20,7 +20,8 @@ use crate::maps::{
     statement_part,
 };
 use crate::{
-    arch, calls, compiles, connections, contexts, emit, processes, seal, stacks, threads, user,
+    arch, calls, compiles, connections, contexts, emit, evicting, processes, seal, stacks, threads,
+    user,
 };
 
 /// Sizes of text for which a record is reserved.
@@ -257,7 +258,7 @@ pub(crate) fn ends(ctx: &ProbeContext) {
     if (instruction as i32) < 0 || counters.is_none() {
         return drop_run(pid_tgid, key, id);
     }
-    let _raced = STATEMENTS.remove(key);
+    evicting::remove(&STATEMENTS, Evicting::Statements, &key);
     if processes::target(pid).is_none() {
         return;
     }
@@ -321,7 +322,7 @@ fn note(key: StatementKey, id: u64, part: u64) {
         part,
         seal: sealed(key, id, part),
     };
-    if STATEMENTS.insert(key, value, 0).is_err() {
+    if !evicting::put(&STATEMENTS, Evicting::Statements, &key, &value) {
         count(Counter::QueryTableFull);
     }
 }
@@ -335,7 +336,7 @@ fn sealed(key: StatementKey, id: u64, part: u64) -> u64 {
 #[inline(always)]
 fn drop_run(pid_tgid: u64, key: StatementKey, id: u64) {
     calls::void(pid_tgid, id);
-    let _raced = STATEMENTS.remove(key);
+    evicting::remove(&STATEMENTS, Evicting::Statements, &key);
     count(Counter::QueriesVoid);
     let end = QueryEnd {
         kind: kind::QUERY_END,

@@ -6,7 +6,7 @@
 //! result is at hand. Nothing depends on OpenSSL's structures. ARCHITECTURE.md
 //! has the evidence by which a session and a connection are joined.
 
-use abi::counter::Counter;
+use abi::counter::{Counter, Evicting};
 use abi::map::{Connection, Target, target_flag, tls};
 use abi::record::{TlsJoin, direction, kind, role};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
@@ -20,7 +20,7 @@ use crate::maps::{
     Fed, RECORD_BYTES, RECORD_KEY, RECORDS, Received, SESSIONS, Thread, TlsCall, TlsCarrier,
     TlsObject, TlsRecord, TlsSession, thread_flag,
 };
-use crate::{connections, emit, processes, seal, stacks, threads, user};
+use crate::{connections, emit, evicting, processes, seal, stacks, threads, user};
 
 /// Bytes of a record's header: type, version, length (RFC 8446, section 5.1).
 const HEADER_BYTES: usize = 5;
@@ -190,7 +190,7 @@ fn remember(pid: u32, conn: u64, fd: i32, first: FirstBytes) {
     }
     received.seal = record_seal(key, &received);
     // Where the table is full another chance comes with the next records.
-    let _full = RECORDS.insert(key, received, 0);
+    let _full = evicting::put(&RECORDS, Evicting::Records, key, &received);
 }
 
 #[inline(always)]
@@ -258,7 +258,7 @@ pub(crate) fn fed(bio: u64, address: u64, len: u64) {
     };
     // SAFETY: the map's values outlive the program run.
     let received = unsafe { *known };
-    let _raced = RECORDS.remove(key);
+    evicting::remove(&RECORDS, Evicting::Records, key);
     if received.seal == record_seal(key, &received)
         && received.carrier.conn != 0
         && let Some(thread) = threads::entry(pid_tgid)
@@ -437,7 +437,7 @@ fn unjoined(pid_tgid: u64, target: &Target, thread: &Thread, ssl: u64, plaintext
 #[inline(always)]
 fn note(key: TlsObject, mut session: TlsSession) -> bool {
     session.seal = session_seal(key, &session);
-    SESSIONS.insert(key, session, 0).is_ok()
+    evicting::put(&SESSIONS, Evicting::Sessions, &key, &session)
 }
 
 #[inline(always)]
@@ -476,7 +476,7 @@ pub(crate) fn freed(ssl: u64) {
             tell(pid, ssl, &session, 0);
         }
     }
-    let _absent = SESSIONS.remove(key);
+    evicting::remove(&SESSIONS, Evicting::Sessions, &key);
 }
 
 /// The connection that carries a session, if it is known and still there.

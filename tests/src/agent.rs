@@ -14,12 +14,12 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::process::{Group, PATIENCE, Signal, empty_file, locked, path_from, wait_for};
-use crate::trace::{Kind, Span, brief, children, from_file, from_lines};
+use crate::trace::{Kind, Span, brief, children, complete_lines, from_file, from_lines};
 
 /// Longest end of an agent that is waited for: the kernel takes 0.1 s and more
 /// for each probe, those of processes that have ended included, one after the
 /// other for all agents of the machine.
-const DETACHING: Duration = Duration::from_secs(180);
+const DETACHING: Duration = Duration::from_secs(600);
 
 /// How its last line begins.
 const SUMMARY: &str = "otel-ebpf: summary";
@@ -75,11 +75,11 @@ impl Follower {
     pub fn spans(&mut self) -> Result<Vec<Span>> {
         let mut file = File::open(&self.path)?;
         file.seek(SeekFrom::Start(self.offset))?;
-        let mut text = String::new();
-        file.read_to_string(&mut text)?;
-        let complete = text.rfind('\n').map_or(0, |end| end + 1);
-        self.offset += complete as u64;
-        from_lines(&text[..complete])
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let complete = complete_lines(&bytes)?;
+        self.offset += complete.len() as u64;
+        from_lines(complete)
     }
 }
 
@@ -195,14 +195,9 @@ impl Agent {
 
     /// Waits for a line that it prints.
     pub fn wait_for_line(&mut self, wanted: impl Fn(&str) -> bool) -> Result<String> {
-        let found = wait_for("a line of the agent", PATIENCE, || {
-            if let Some(line) = self.group.lines().into_iter().find(|line| wanted(line)) {
-                return Ok(Some(line));
-            }
-            self.group.expect_running()?;
-            Ok(None)
-        });
-        found.with_context(|| self.group.log())
+        let find = |lines: &[String]| lines.iter().find(|line| wanted(line)).cloned();
+        self.group
+            .wait_for_lines("a line of the agent", PATIENCE, find)
     }
 
     /// The spans it wrote so far, by start.
@@ -257,15 +252,13 @@ impl Agent {
     /// Should it end badly, another agent does not start.
     pub fn hand_over(mut self, signal: Signal, limit: Duration) -> Result<Ended> {
         self.group.signal(signal)?;
-        let said = wait_for("the agent's summary", limit, || {
-            let lines = self.group.lines();
-            if lines.iter().any(|line| line.starts_with(SUMMARY)) {
-                return Ok(Some(lines));
-            }
-            self.group.expect_running()?;
-            Ok(None)
-        });
-        let lines = said.with_context(|| self.group.log())?;
+        let summary = |lines: &[String]| {
+            let said = lines.iter().any(|line| line.starts_with(SUMMARY));
+            said.then(|| lines.to_vec())
+        };
+        let lines = self
+            .group
+            .wait_for_lines("the agent's summary", limit, summary)?;
         let ended = self.ended(lines)?;
         let leaving = thread::spawn(move || self.leave(DETACHING).map(drop));
         locked(&LEAVING).push_back(leaving);

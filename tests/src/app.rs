@@ -1,16 +1,18 @@
 //! The applications under `tests/apps`, served by real servers.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Mutex;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::client::{Address, Connection};
-use crate::process::{Group, PATIENCE, path_from, wait_for};
+use crate::process::{Group, PATIENCE, locked, path_from, wait_for};
 use crate::tls;
 
 /// A service that is to be started: [`Service::gunicorn`],
@@ -197,8 +199,11 @@ impl Service {
         };
         app.wait_until_it_answers()?;
         if self.workers > 1 {
+            // Each of them: what comes to one that still starts is another test.
             wait_for("its workers", PATIENCE, || {
-                Ok((app.workers().len() >= self.workers).then_some(()))
+                let workers = app.workers();
+                let ready = workers.iter().filter(|pid| is_waiting(**pid)).count();
+                Ok((ready >= self.workers).then_some(()))
             })?;
         }
         Ok(app)
@@ -226,6 +231,7 @@ impl Service {
                     Address::Tcp(address) | Address::Tls(address) => address.to_string().into(),
                     Address::Unix(path) => format!("unix:{}", path.display()).into(),
                 });
+                words.extend(["--keep-alive", "75"].map(OsString::from));
             }
             Server::Command => return self.command_words(address, files),
             Server::Uvicorn => {
@@ -337,10 +343,42 @@ impl App {
     }
 }
 
-/// An address that nobody listens on at the moment.
-pub fn free_port(ip: std::net::IpAddr) -> Result<SocketAddr> {
-    let listener = TcpListener::bind((ip, 0)).context("no free port")?;
-    Ok(listener.local_addr()?)
+/// Ports that were given away: who got one may not listen on it yet, or may
+/// count on that nobody does.
+static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+
+/// An address that nobody listens on at the moment, and that no other test of
+/// this process is given.
+pub fn free_port(ip: IpAddr) -> Result<SocketAddr> {
+    // Kept until another was found, so that they are not found again.
+    let mut taken = Vec::new();
+    loop {
+        let listener = TcpListener::bind((ip, 0)).context("no free port")?;
+        let address = listener.local_addr()?;
+        if locked(&GIVEN).insert(address.port()) {
+            return Ok(address);
+        }
+        taken.push(listener);
+    }
+}
+
+/// Whether a process's first thread waits for connections or for whatever else
+/// may come, as a server does that has started.
+fn is_waiting(pid: u32) -> bool {
+    const CALLS: &[i64] = &[
+        libc::SYS_epoll_pwait,
+        libc::SYS_ppoll,
+        libc::SYS_pselect6,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_epoll_wait,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_poll,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_select,
+    ];
+    let text = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+    let number = text.split(' ').next().and_then(|word| word.parse().ok());
+    number.is_some_and(|number| CALLS.contains(&number))
 }
 
 fn command_line(pid: u32) -> String {

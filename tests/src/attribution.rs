@@ -46,6 +46,8 @@ const LANES: usize = 2;
 static TURNS: Mutex<usize> = Mutex::new(0);
 /// One has had its turn.
 static TURN_ENDED: Condvar = Condvar::new();
+/// Counters of entries that tables have evicted.
+const EVICTED: &str = "kernel.evicted.";
 /// Calls of no request must have been made, some of them.
 const UNOWNED: usize = 10;
 
@@ -268,10 +270,31 @@ fn check(model: Model, downstream: &App, rows: &mut Vec<Row>) -> Result<Vec<Stri
     {
         failures.push(format!("{counter}: nothing was lost"));
     }
+    failures.extend(evictions(&model, &counters));
     if !failures.is_empty() {
         failures.push(format!("{counters:#?}\n{}", app.group.log()));
     }
     Ok(failures)
+}
+
+/// Evictions that should not have been, or were not seen.
+fn evictions(model: &Model, counters: &Counters) -> Vec<String> {
+    let evicted = |counter: &str| counters.get(counter);
+    match model.evicts {
+        Some(tables) => {
+            let silent = tables.iter().filter(|table| evicted(table) == 0);
+            silent
+                .map(|table| format!("{table}: no evictions"))
+                .collect()
+        }
+        None => {
+            let names = counters.0.keys().filter(|name| name.starts_with(EVICTED));
+            let found = names.filter(|name| evicted(name) > 0);
+            found
+                .map(|name| format!("{name}: {}", evicted(name)))
+                .collect()
+        }
+    }
 }
 
 /// The agent beside the service, or around it.

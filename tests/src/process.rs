@@ -14,8 +14,9 @@ use anyhow::{Context, Result, bail};
 pub use rustix::process::Signal;
 use rustix::process::{Pid, kill_process, kill_process_group, test_kill_process_group};
 
-/// Longer than anything takes that a live test waits for.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than anything takes that a live test waits for, on a machine that is
+/// ten times slower than most, too: it is only waited for in vain.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// How often a condition is looked at again.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -114,6 +115,29 @@ impl Group {
         format!("{} said:\n{}", self.name, last.join("\n"))
     }
 
+    /// Waits until what it printed so far gives a value. Fails if the leader
+    /// ends without, once the last of its lines was read.
+    pub fn wait_for_lines<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut wanted: impl FnMut(&[String]) -> Option<T>,
+    ) -> Result<T> {
+        let found = wait_for(what, limit, || {
+            // Asked for first: what it says at its end is waited for.
+            let ended = self.child.try_wait()?;
+            if ended.is_some() {
+                self.read_to_end()?;
+            }
+            let found = wanted(&locked(&self.lines));
+            match (found, ended) {
+                (None, Some(status)) => bail!("{} ended: {status}", self.name),
+                (found, _) => Ok(found),
+            }
+        });
+        found.with_context(|| self.log())
+    }
+
     /// Fails, with its last lines, if the leader has ended.
     pub fn expect_running(&mut self) -> Result<()> {
         match self.child.try_wait()? {
@@ -134,12 +158,18 @@ impl Group {
             Ok(self.child.try_wait()?)
         });
         let status = ended.with_context(|| self.log())?;
+        self.read_to_end()?;
+        Ok(status)
+    }
+
+    /// Waits for the rest of the output.
+    fn read_to_end(&mut self) -> Result<()> {
         for reader in self.readers.drain(..) {
             if reader.join().is_err() {
-                bail!("a reader of {name}'s output panicked");
+                bail!("a reader of {}'s output panicked", self.name);
             }
         }
-        Ok(status)
+        Ok(())
     }
 }
 

@@ -224,10 +224,16 @@ pub fn difference(found: &Attributes, expected: &Attributes) -> Option<String> {
 
 /// Reads the agent's file; a line that is not complete yet is left out.
 pub fn from_file(path: &Path) -> Result<Vec<Span>> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let complete = text.rfind('\n').map_or(0, |end| end + 1);
-    from_lines(&text[..complete])
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    from_lines(complete_lines(&bytes)?)
+}
+
+/// The lines of a file that is being written which are complete: what comes
+/// after them may end in the middle of a character.
+pub fn complete_lines(bytes: &[u8]) -> Result<&str> {
+    let end = bytes.iter().rposition(|byte| *byte == b'\n');
+    let complete = &bytes[..end.map_or(0, |end| end + 1)];
+    std::str::from_utf8(complete).context("lines that are no text")
 }
 
 /// Reads lines of the agent's file.
@@ -331,4 +337,22 @@ fn hex(bytes: &[u8]) -> String {
         let _infallible = write!(text, "{byte:02x}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_is_being_written_is_left_out() {
+        let check = |bytes: &[u8], expected: &str| {
+            assert_eq!(complete_lines(bytes).expect("text"), expected);
+        };
+        check(b"", "");
+        check(b"one", "");
+        check(b"one\n", "one\n");
+        // In the middle of a character.
+        check(b"one\ntwo\ng\xc3", "one\ntwo\n");
+        assert!(complete_lines(b"\xc3\n").is_err());
+    }
 }

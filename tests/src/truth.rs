@@ -6,6 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::trace::complete_lines;
+
 /// A request as its framework tells it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Told {
@@ -46,11 +48,11 @@ pub struct Error {
     pub stacktrace: String,
 }
 
-/// What is in the file.
+/// What is in the file so far.
 pub fn read(path: &Path) -> Result<Vec<Told>> {
-    let text = std::fs::read_to_string(path)
+    let bytes = std::fs::read(path)
         .with_context(|| format!("cannot read the truth in {}", path.display()))?;
-    let lines = text.lines().map(|line| {
+    let lines = complete_lines(&bytes)?.lines().map(|line| {
         serde_json::from_str(line).with_context(|| format!("no line of truth: {line}"))
     });
     lines.collect()

@@ -11,8 +11,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use otel_ebpf_tests::agent::{Agent, Ended};
 use otel_ebpf_tests::app::Service;
-use otel_ebpf_tests::frameworks::{Caller, named, send};
-use otel_ebpf_tests::process::path_from;
+use otel_ebpf_tests::frameworks::{Caller, Request, named, send};
+use otel_ebpf_tests::process::{PATIENCE, path_from, wait_for};
 use otel_ebpf_tests::python::CONTAINER;
 use otel_ebpf_tests::trace::{Event, Kind, Span, brief, matching};
 use otel_ebpf_tests::truth::{self, Told};
@@ -72,7 +72,15 @@ fn check_under(name: &str, enter: &[OsString]) -> Result<()> {
     let ended = agent.stop()?;
     ended.counters.assert_nothing_lost();
     let mut table = Table::default();
-    let told = truth::read(&truth)?;
+    // Some tell when their server has the answer already, or its client.
+    let told = wait_for("the truth of every request", PATIENCE, || {
+        let told = truth::read(&truth)?;
+        let is_told = |request: &Request| {
+            let of = |told: &Told| told.method == request.method && told.path == request.target;
+            told.iter().any(of)
+        };
+        Ok(case.requests.iter().all(is_told).then_some(told))
+    })?;
     for request in case.requests {
         let told = truth::of(&told, request.method, request.target)?;
         ensure!(told.status == request.status, "it tells {told:#?}");

@@ -21,7 +21,9 @@ use otel_ebpf_tests::trace::brief;
 
 /// Ways that have so many requests that it comes to 2,000 over all models, and
 /// how many the others have.
-const MANY: [(&str, usize); 4] = [
+const MANY: [(&str, usize); 6] = [
+    ("/handoff/process", 667),
+    ("/handoff/shell", 667),
     ("/handoff/map", 667),
     ("/handoff/run_in_executor", 780),
     ("/handoff/threadsafe", 780),
@@ -30,11 +32,13 @@ const MANY: [(&str, usize); 4] = [
 const EACH: usize = 190;
 /// Requests of a load for one of many interpreters.
 const FEW: usize = 40;
-/// Requests that each start a process.
+/// Requests that each start another Python.
 const STARTS: usize = 16;
 
-/// Ways out of a task of an event loop.
-const TASKS: [&str; 9] = [
+/// Ways out of a task of an event loop; the first of them start processes.
+const TASKS: [&str; 11] = [
+    "/handoff/process",
+    "/handoff/shell",
     "/handoff/run_in_executor",
     "/handoff/submit",
     "/handoff/map",
@@ -46,8 +50,10 @@ const TASKS: [&str; 9] = [
     "/handoff/thread",
 ];
 
-/// Ways out of a thread.
-const THREADS: [&str; 8] = [
+/// Ways out of a thread; likewise.
+const THREADS: [&str; 10] = [
+    "/handoff/process",
+    "/handoff/shell",
     "/handoff/submit",
     "/handoff/map",
     "/handoff/own_executor",
@@ -57,9 +63,6 @@ const THREADS: [&str; 8] = [
     "/handoff/thread",
     "/handoff/timer",
 ];
-
-/// Ways to start a process.
-const PROCESSES: [&str; 2] = ["/handoff/process", "/handoff/program"];
 
 fn threads_of_gunicorn() -> Service {
     Service::gunicorn("flask_app").arguments(&["--threads", "16"])
@@ -110,7 +113,7 @@ mod attribution {
         ];
         let models = services.into_iter().map(|(name, service, ways)| {
             let model = Model::new(&format!("{name}, handed over"), service);
-            let model = model.loads(&PROCESSES).each(STARTS);
+            let model = model.load("/handoff/program").times(STARTS);
             ways.iter().fold(model, |model, &way| {
                 let many = MANY.iter().find(|(known, _)| *known == way);
                 model

@@ -1,7 +1,8 @@
 //! Whose child is it at the limits: ten thousand connections, a hundred
 //! thousand tasks, tables that are much too small, contexts that live for a
 //! moment (models of the attribution suite, see `attribution.rs`); requests
-//! that never end, and process ids that are used again.
+//! that never end, process ids that are used again, and an attach in the
+//! middle of a loop's turn.
 //!
 //! Needs root, BPF and the Python environments of `cargo xtask test`.
 
@@ -15,7 +16,7 @@ use std::thread;
 use anyhow::{Context, Result, ensure};
 use otel_ebpf_tests::agent::Agent;
 use otel_ebpf_tests::app::{App, Service};
-use otel_ebpf_tests::attribution::{Expected, Model, run};
+use otel_ebpf_tests::attribution::{Expected, Interpreter, Model, run};
 use otel_ebpf_tests::load::{Load, Manner, allow_crowds, placements};
 use otel_ebpf_tests::process::{PATIENCE, Signal, send, wait_for};
 use otel_ebpf_tests::trace::{Kind, Span, brief};
@@ -67,6 +68,7 @@ mod attribution {
                 )
                 .times(128)
                 .load("/gather?client=aiohttp")
+                .evicts(&[])
                 .nothing_need_be_placed()
         });
         run("a_hundred_thousand_tasks", models.into());
@@ -83,19 +85,22 @@ mod attribution {
                 .load_as("/to_thread", Manner::Whole, none)
                 .load_as("/background?client=aiohttp", Manner::Whole, none)
                 .load_as("/handoff/submit", Manner::Whole, none)
+                .evicts(&["kernel.evicted.contexts", "kernel.evicted.work"])
         });
         let mut models = Vec::from(models);
         let threads = Service::gunicorn("flask_app").arguments(&["--threads", "16"]);
         models.push(
             Model::new("gunicorn gthread, small tables", threads)
                 .load_as("/downstream", Manner::Whole, none)
-                .load_as("/handoff/submit", Manner::Whole, none),
+                .load_as("/handoff/submit", Manner::Whole, none)
+                .evicts(&[]),
         );
         let plain = Service::command("plain", &[&plain(), "threads", "{host}", "{port}"]);
         // A thread for each connection, and so more than there is room for.
         models.push(
             Model::new("http.server, more threads than room", plain)
                 .loses("kernel.lost.thread_table_full")
+                .evicts(&[])
                 .load_as("/downstream", Manner::Whole, none)
                 .load_as("/downstream", Manner::Close, none),
         );
@@ -127,6 +132,7 @@ mod attribution {
                 .calls_tls()
                 .agent(&SMALL)
                 .loses("kernel.lost.tls_unjoined")
+                .evicts(&["kernel.evicted.tls_sessions"])
                 .nothing_need_be_placed()
         });
         run("small_tables_with_tls", models.collect());
@@ -214,6 +220,64 @@ fn requests_that_never_end() -> Result<()> {
             ensure!(span.error, "{name}: {}", brief(std::slice::from_ref(span)));
         }
     }
+    Ok(())
+}
+
+/// A loop that reads outside contexts, off the first thread, is in the middle
+/// of a turn when the agent comes: it reads a request, and then makes a call
+/// of another, which is older. That call has no parent.
+#[test]
+fn the_turn_of_a_loop_that_is_older_than_the_attach() -> Result<()> {
+    let downstream = downstream()?;
+    let words = ["twisted_thread.py", "{host}", "{port}"];
+    let service = Service::command("twisted_thread", &words).downstream(&downstream);
+    let app = Interpreter::servers().start(service, &[])?;
+    let mut held = 0;
+    let mut wait_until_held = || {
+        held += 1;
+        wait_for("a turn that is held", PATIENCE, || {
+            let lines = app.group.lines();
+            let said = lines.iter().filter(|line| *line == "held").count();
+            Ok((said == held).then_some(()))
+        })
+    };
+    let go_on = || send(app.server_pid(), Signal::USR1);
+    // Known to the loop, so that none is accepted later.
+    let ids = [
+        "/hold?n=0&id=first-0",
+        "/hold?n=1&id=old-0",
+        "/?n=1&id=new-0",
+    ];
+    let mut connections = Vec::new();
+    for id in ids {
+        let mut connection = app.connect()?;
+        ensure!(connection.get("/?id=none")?.status == 200);
+        connections.push((connection, id));
+    }
+    // While the first holds the loop the others arrive, so that it finds both
+    // in its next turn, one after the other.
+    for (connection, id) in &mut connections {
+        let head = connection.head("GET", id, &[], 0);
+        connection.send(head)?;
+        if id.contains("first") {
+            wait_until_held()?;
+        }
+    }
+    go_on()?;
+    wait_until_held()?;
+    let agent = Agent::attach(&app.pids())?;
+    go_on()?;
+    for (connection, id) in &mut connections {
+        let answer = connection.response(false)?;
+        ensure!(answer.status == 200, "{id}");
+    }
+    let ended = agent.stop()?;
+    ended.counters.assert_nothing_lost();
+    let found = placements(&ended.spans);
+    ensure!(found["new"].requests == 1, "{found:#?}");
+    let old = &found["old"];
+    ensure!(old.unparented == 1 && old.calls() == 1, "{old:#?}");
+    ensure!(found["new"].misplaced == 0, "{found:#?}");
     Ok(())
 }
 

@@ -8,10 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use otel_ebpf_tests::app::free_port;
 use otel_ebpf_tests::program::{
     PATIENCE, Program, agent, counter, refuses, request, server, wait_until,
 };
 use otel_ebpf_tests::receiver::{Options, Receiver};
+
+/// How long the agent waits for its receiver.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Something that listens where a receiver should, gives every connection the
 /// same bytes after its first, and stops when dropped.
@@ -84,8 +88,7 @@ fn recovers(nuisance: Option<Option<&'static [u8]>>) {
     let receiver_port = match &nuisance {
         Some(nuisance) => nuisance.port,
         // Free, for now: nobody listens there.
-        None => TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .and_then(|listener| listener.local_addr())
+        None => free_port(Ipv4Addr::LOCALHOST.into())
             .expect("a port")
             .port(),
     };
@@ -98,7 +101,7 @@ fn recovers(nuisance: Option<Option<&'static [u8]>>) {
         "--otlp-endpoint",
         &endpoint,
         "--otlp-timeout",
-        "500",
+        &TIMEOUT.as_millis().to_string(),
         "--bsp-schedule-delay",
         "50",
         "--bsp-max-queue-size",
@@ -111,9 +114,12 @@ fn recovers(nuisance: Option<Option<&'static [u8]>>) {
         request(port);
     }
     let before = running.rss_kib();
-    let slowest = (0..1000).map(|_| request(port)).max().expect("requests");
-    // A wait for the receiver would last at least its timeout.
-    assert!(slowest < Duration::from_millis(400), "{slowest:?}");
+    let mut took: Vec<_> = (0..1000).map(|_| request(port)).collect();
+    took.sort_unstable();
+    // A wait for the receiver would last its timeout, and come again with each
+    // batch; a busy machine may hold a request up now and then.
+    let slow = took[took.len() - 10];
+    assert!(slow < TIMEOUT / 2, "{:?}", &took[took.len() - 10..]);
     running.err.line_with("export.dropped.");
     let grown = running.rss_kib().saturating_sub(before);
     assert!(grown < 8 << 10, "{grown} KiB more");

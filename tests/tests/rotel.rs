@@ -4,7 +4,6 @@
 //!
 //! Rotel comes from PyPI into `target/test-rotel`, once.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -21,7 +20,7 @@ use otel_ebpf::resource::Resource;
 use otel_ebpf::signal::traces::resource_spans;
 use otel_ebpf::stats::ExportStats;
 use otel_ebpf_tests::agent::AgentOptions;
-use otel_ebpf_tests::app::Service;
+use otel_ebpf_tests::app::{Service, free_port};
 use otel_ebpf_tests::receiver::{Options, Receiver};
 use otel_ebpf_tests::trace::{Kind, from_received, only};
 
@@ -119,7 +118,7 @@ impl Collector {
     fn start(receiver: &Receiver) -> anyhow::Result<Self> {
         let binary = rotel()?;
         let folder = tempfile::tempdir()?;
-        let free = || anyhow::Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string());
+        let free = || anyhow::Ok(free_port([127, 0, 0, 1].into())?.to_string());
         let (grpc, http) = (free()?, free()?);
         let log = std::fs::File::create(folder.path().join("log"))?;
         let running = Running(

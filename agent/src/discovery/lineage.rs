@@ -44,7 +44,7 @@ pub(super) enum Lineage {
     Trial { served: u64, since: Instant },
     /// Not now, as the process makes no calls.
     Paused,
-    /// Yes, and for good: it makes calls.
+    /// Yes, and for good: it makes calls, or starts processes that may.
     Needed,
 }
 
@@ -100,17 +100,34 @@ impl Discovery {
                     });
                 }
             }
-            Lineage::Paused if traffic.called > 0 => {
-                tracing::debug!(pid, "makes calls: its contexts are followed");
-                self.stats.resumed.one();
-                if let Ok(process) = open(pid) {
-                    self.follow(pid, &process, probes);
-                    if let Some(tracee) = self.tracees.get_mut(&pid) {
-                        tracee.lineage = Lineage::Needed;
-                    }
-                }
-            }
+            Lineage::Paused if traffic.called > 0 => self.resume(pid, probes),
             Lineage::Paused => {}
+        }
+    }
+
+    /// Takes note that a process has started another: if it serves requests,
+    /// what that one calls may be theirs, as if it made calls itself.
+    pub(super) fn starts(&mut self, pid: u32, probes: &mut Probes) {
+        let Some(tracee) = self.tracees.get_mut(&pid) else {
+            return;
+        };
+        match tracee.lineage {
+            Lineage::Trial { served, .. } if served > 0 => tracee.lineage = Lineage::Needed,
+            Lineage::Paused => self.resume(pid, probes),
+            // A server that forks its workers has served nothing.
+            Lineage::Never | Lineage::Trial { .. } | Lineage::Needed => {}
+        }
+    }
+
+    /// Follows the contexts of a process again, for good.
+    fn resume(&mut self, pid: u32, probes: &mut Probes) {
+        tracing::debug!(pid, "makes calls: its contexts are followed");
+        self.stats.resumed.one();
+        if let Ok(process) = open(pid) {
+            self.follow(pid, &process, probes);
+            if let Some(tracee) = self.tracees.get_mut(&pid) {
+                tracee.lineage = Lineage::Needed;
+            }
         }
     }
 

@@ -3,7 +3,8 @@
 
 use abi::record::{self, Data, Owner, TlsJoin};
 
-use super::{Evidence, Held, Progress, State, Stream, StreamStats, Streams, TRIES_OLD};
+use super::connection::{Held, State, Stream, TRIES_OLD};
+use super::{Evidence, Progress, StreamStats, Streams};
 use crate::protocol::Step;
 
 /// TLS sessions of which bytes are held, and writes held of each: a request
@@ -71,6 +72,7 @@ impl Stream {
                 &mut self.state,
                 State::Doubt {
                     tries: TRIES_OLD,
+                    run: None,
                     held: Vec::new(),
                 },
             );
@@ -88,9 +90,10 @@ impl Stream {
                     self.current = None;
                     self.read = None;
                 }
-                State::Doubt { tries, .. } => {
+                State::Doubt { tries, run, .. } => {
                     self.state = State::Doubt {
                         tries,
+                        run,
                         held: Vec::new(),
                     };
                 }

@@ -12,6 +12,7 @@
 //! the return address is at the top of the stack only there.
 
 pub mod calls;
+pub mod flow;
 pub mod path;
 pub mod result;
 pub mod spill;

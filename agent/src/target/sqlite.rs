@@ -14,7 +14,8 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use object::elf::EM_X86_64;
 
 use super::elf::{Elf, ElfError, Symbol};
-use super::placement::path::{Flow, Passage};
+use super::placement::flow::Flow;
+use super::placement::path::{self, Passage};
 use super::tls::calls_of;
 
 /// What is probed in a copy of SQLite, by virtual address.
@@ -161,7 +162,7 @@ fn flow(elf: &Elf, function: Symbol) -> Option<Flow> {
             None => elf.bytes(elf.file_offset(address)?, MARGIN).ok(),
         }
     };
-    Flow::of(function.address, function.size, code, |slot| {
+    path::follow(function.address, function.size, code, |slot| {
         elf.linked_function(slot).ok().flatten()
     })
 }
@@ -336,7 +337,7 @@ mod tests {
                 let from = usize::try_from(address.checked_sub(0x1000)?).ok()?;
                 code.get(from..).map(<[u8]>::to_vec)
             };
-            if let Some(flow) = Flow::of(0x1000, code.len() as u64, bytes, |_| None) {
+            if let Some(flow) = path::follow(0x1000, code.len() as u64, bytes, |_| None) {
                 for instruction in INSTRUCTION {
                     begin(&flow, instruction);
                 }

@@ -1,5 +1,5 @@
 //! Counters of the kernel side: one per reason for which something is not
-//! seen, so that no loss is silent.
+//! seen, so that no loss is silent, and one per table that evicts.
 
 /// A slot of the `COUNTERS` per-CPU array.
 #[repr(u32)]
@@ -214,4 +214,29 @@ impl Counter {
         (Self::QueriesFailed, "kernel.queries_failed", false),
         (Self::StackEnded, "kernel.ended_stacks", false),
     ];
+}
+
+/// A table that evicts what was used least: a slot of the `HELD` per-CPU
+/// array, which holds the entries that the kernel side has made less those
+/// that it has removed.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evicting {
+    /// Contexts and their owners.
+    Contexts = 0,
+    /// Greenlets and their owners.
+    Greenlets = 1,
+    /// Objects in queues and their owners.
+    Work = 2,
+    /// TLS sessions and their connections.
+    Sessions = 3,
+    /// TLS records that were received.
+    Records = 4,
+    /// Statements of SQLite that run.
+    Statements = 5,
+}
+
+impl Evicting {
+    /// Slots of `HELD`.
+    pub const SLOTS: u32 = 6;
 }

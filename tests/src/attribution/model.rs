@@ -50,6 +50,9 @@ pub struct Model {
     /// A counter that must tell of something that was lost. Requests may be
     /// among it, so that not all of them are waited for.
     pub loses: Option<&'static str>,
+    /// Counters of tables that must have evicted something; of others it does
+    /// not matter then. Without it no table may.
+    pub evicts: Option<&'static [&'static str]>,
 }
 
 /// Something that is done to a service under load.
@@ -138,6 +141,7 @@ impl Model {
             failures_allowed: false,
             some_placed: true,
             loses: None,
+            evicts: None,
         }
     }
 
@@ -238,6 +242,12 @@ impl Model {
     /// Something must be lost, and this counter tell of it.
     pub fn loses(mut self, counter: &'static str) -> Self {
         self.loses = Some(counter);
+        self
+    }
+
+    /// Tables may evict, and those of these counters must.
+    pub fn evicts(mut self, counters: &'static [&'static str]) -> Self {
+        self.evicts = Some(counters);
         self
     }
 

@@ -6,38 +6,22 @@
 //! every way to that instruction passes, or every way on from it, and that no
 //! other way does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory};
+use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory};
 use iced_x86::{OpAccess, OpKind, Register};
 
-use super::is_emulated;
+use super::flow::{Flow, Node};
 use super::result::Holder;
 
 /// Instructions of the largest function that is looked at.
 const MAX_INSTRUCTIONS: usize = 8192;
-/// Bytes of the longest instruction.
-const LONGEST: usize = 15;
 /// Instructions before a jump through a table among which the table's address
 /// is looked for.
 const MAX_SWITCH: usize = 12;
 /// Entries of such a table.
 const MAX_TABLE: u64 = 512;
-
-/// The instructions that can run between a function's entry and its end.
-#[derive(Debug)]
-pub struct Flow {
-    entry: u64,
-    nodes: BTreeMap<u64, Node>,
-}
-
-#[derive(Debug)]
-struct Node {
-    instruction: Instruction,
-    emulated: bool,
-    next: Vec<u64>,
-}
 
 /// A place that is probed, and the register that holds what is wanted there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,71 +32,29 @@ pub struct Passage {
     pub register: Holder,
 }
 
-impl Flow {
-    /// Follows the control flow from the entry of a function of so many
-    /// bytes; `code` gives the bytes at an address, and `linked` where a jump
-    /// through the slot at an address leads. None if it can lead where that
-    /// does not tell.
-    pub fn of(
-        entry: u64,
-        size: u64,
-        code: impl Fn(u64) -> Option<Vec<u8>>,
-        linked: impl Fn(u64) -> Option<u64>,
-    ) -> Option<Self> {
-        let mut nodes: BTreeMap<u64, Node> = BTreeMap::new();
-        let extent = entry..entry.saturating_add(size);
-        let mut pending = vec![entry];
-        while let Some(address) = pending.pop() {
-            if nodes.contains_key(&address) {
-                continue;
-            }
-            if nodes.len() >= MAX_INSTRUCTIONS {
-                return None;
-            }
-            let bytes = code(address)?;
-            let bytes = bytes.get(..LONGEST.min(bytes.len()))?;
-            let instruction = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE).decode();
-            if instruction.is_invalid() {
-                return None;
-            }
-            let after = instruction.next_ip();
-            let next = match instruction.flow_control() {
-                FlowControl::Next | FlowControl::Call | FlowControl::IndirectCall => vec![after],
-                FlowControl::Return | FlowControl::Exception => Vec::new(),
-                FlowControl::ConditionalBranch => vec![after, target(&instruction)?],
-                FlowControl::UnconditionalBranch => vec![target(&instruction)?],
-                FlowControl::IndirectBranch if instruction.is_ip_rel_memory_operand() => {
-                    // Where it leaves for another file it does not come back.
-                    linked(instruction.ip_rel_memory_address())
-                        .into_iter()
-                        .collect()
-                }
-                FlowControl::IndirectBranch => {
-                    let before = nodes.range(..address).rev();
-                    let before = before.map(|(_, node)| &node.instruction);
-                    switch(&instruction, before.take(MAX_SWITCH), &extent, &code)?
-                }
-                FlowControl::Interrupt | FlowControl::XbeginXabortXend => return None,
-            };
-            pending.extend(&next);
-            let emulated = is_emulated(&instruction, bytes.get(..instruction.len())?);
-            nodes.insert(
-                address,
-                Node {
-                    instruction,
-                    emulated,
-                    next,
-                },
-            );
+/// Follows the control flow from the entry of a function of so many bytes;
+/// `code` gives the bytes at an address, and `linked` where a jump through the
+/// slot at an address leads. None if it can lead where that does not tell.
+pub fn follow(
+    entry: u64,
+    size: u64,
+    code: impl Fn(u64) -> Option<Vec<u8>>,
+    linked: impl Fn(u64) -> Option<u64>,
+) -> Option<Flow> {
+    let extent = entry..entry.saturating_add(size);
+    Flow::follow(entry, MAX_INSTRUCTIONS, &code, |jump, nodes| {
+        if jump.is_ip_rel_memory_operand() {
+            // Where it leaves for another file it does not come back.
+            let leads = linked(jump.ip_rel_memory_address());
+            return Some(leads.into_iter().collect());
         }
-        Some(Self { entry, nodes })
-    }
+        let before = nodes.range(..jump.ip()).rev();
+        let before = before.map(|(_, node)| &node.instruction);
+        switch(jump, before.take(MAX_SWITCH), &extent, &code)
+    })
+}
 
-    /// The instructions, by their addresses.
-    pub fn instructions(&self) -> impl Iterator<Item = &Instruction> {
-        self.nodes.values().map(|node| &node.instruction)
-    }
-
+impl Flow {
     /// The nearest place that is passed exactly once whenever `at` is, and
     /// never otherwise, with `register` as it is there: after it, or else
     /// before it.
@@ -177,7 +119,7 @@ impl Flow {
             return false;
         };
         let mut info = InstructionInfoFactory::new();
-        let mut changes = |node: &Node| {
+        let mut changes = |node: &Node<()>| {
             let calls = matches!(
                 node.instruction.flow_control(),
                 FlowControl::Call | FlowControl::IndirectCall
@@ -238,10 +180,6 @@ fn switch<'a>(
     (!found.is_empty()).then(|| found.into_iter().collect())
 }
 
-fn target(instruction: &Instruction) -> Option<u64> {
-    matches!(instruction.op0_kind(), OpKind::NearBranch64).then(|| instruction.near_branch_target())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,7 +191,7 @@ mod tests {
             let from = usize::try_from(address.checked_sub(ENTRY)?).ok()?;
             code.get(from..).map(<[u8]>::to_vec)
         };
-        let flow = Flow::of(ENTRY, code.len() as u64, bytes, |_| None)?;
+        let flow = follow(ENTRY, code.len() as u64, bytes, |_| None)?;
         let found = flow.passage(ENTRY + at, register)?;
         Some((found.address - ENTRY, found.register))
     }

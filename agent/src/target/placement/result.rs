@@ -9,12 +9,12 @@
 //! the function, its tail calls and the parts that the compiler put
 //! elsewhere.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess};
-use iced_x86::{Decoder, DecoderOptions, OpKind, Register};
+use iced_x86::{OpKind, Register};
 
-use super::is_emulated;
+use super::flow::{Flow, target};
 
 /// A place inside a function where its result is in a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,29 +78,32 @@ const PRESERVED: Registers = Registers::of(&[
 
 /// Instructions of the largest function that is looked at.
 const MAX_INSTRUCTIONS: usize = 512;
-/// Bytes of the longest instruction.
-const LONGEST: usize = 15;
 /// Sites that are combined with one another.
 const MAX_CANDIDATES: usize = 24;
 
-/// The instructions that can run between a function's entry and its return.
+/// A function, and where its result is.
 #[derive(Debug)]
-pub struct Graph {
-    entry: u64,
-    nodes: BTreeMap<u64, Node>,
-}
+pub struct Graph(Flow<Known>);
 
+/// What is known of an instruction.
 #[derive(Debug)]
-struct Node {
-    instruction: Instruction,
-    emulated: bool,
-    next: Vec<u64>,
-    /// Which registers hold the result before the instruction.
+struct Known {
+    /// Which registers hold the result before it.
     before: Registers,
     /// It sets the result to zero: nothing is returned on this way.
     clears: bool,
     /// It calls the function at this address, whose result is the result.
     takes_from: Option<u64>,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            before: Registers::ALL,
+            clears: false,
+            takes_from: None,
+        }
+    }
 }
 
 /// A set of registers.
@@ -159,56 +162,18 @@ impl Graph {
         code: impl Fn(u64) -> Option<Vec<u8>>,
         linked: impl Fn(u64) -> Option<u64>,
     ) -> Option<Self> {
-        let mut nodes = BTreeMap::new();
-        let mut pending = vec![entry];
-        while let Some(address) = pending.pop() {
-            if nodes.contains_key(&address) {
-                continue;
-            }
-            if nodes.len() >= MAX_INSTRUCTIONS {
-                return None;
-            }
-            let bytes = code(address)?;
-            let bytes = bytes.get(..LONGEST.min(bytes.len()))?;
-            let instruction = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE).decode();
-            if instruction.is_invalid() {
-                return None;
-            }
-            let after = address.wrapping_add(instruction.len() as u64);
-            let next = match instruction.flow_control() {
-                FlowControl::Next | FlowControl::Call | FlowControl::IndirectCall => vec![after],
-                FlowControl::Return | FlowControl::Exception => Vec::new(),
-                FlowControl::ConditionalBranch => vec![after, target(&instruction)?],
-                FlowControl::UnconditionalBranch => vec![target(&instruction)?],
-                FlowControl::IndirectBranch if instruction.is_ip_rel_memory_operand() => {
-                    vec![linked(instruction.ip_rel_memory_address())?]
-                }
-                FlowControl::Interrupt
-                | FlowControl::IndirectBranch
-                | FlowControl::XbeginXabortXend => return None,
-            };
-            pending.extend(&next);
-            let emulated = is_emulated(&instruction, bytes.get(..instruction.len())?);
-            nodes.insert(
-                address,
-                Node {
-                    instruction,
-                    emulated,
-                    next,
-                    before: Registers::ALL,
-                    clears: false,
-                    takes_from: None,
-                },
-            );
-        }
-        let mut graph = Self { entry, nodes };
+        let flow = Flow::follow(entry, MAX_INSTRUCTIONS, code, |jump, _| {
+            let slot = jump.is_ip_rel_memory_operand();
+            slot.then(|| linked(jump.ip_rel_memory_address()).map(|leads| vec![leads]))?
+        });
+        let mut graph = Self(flow?);
         graph.trace_result();
         Some(graph)
     }
 
     /// Whether the function can run the instruction at an address.
     pub fn contains(&self, address: u64) -> bool {
-        self.nodes.contains_key(&address)
+        self.0.nodes.contains_key(&address)
     }
 
     /// Whether the function passes one of the sites whenever it returns
@@ -227,9 +192,10 @@ impl Graph {
     /// which `is_known` says that they are seen to return.
     pub fn takes_from(&self, is_known: impl Fn(u64) -> bool) -> bool {
         let known: HashSet<u64> = self
+            .0
             .nodes
             .iter()
-            .filter(|(_, node)| node.takes_from.is_some_and(&is_known))
+            .filter(|(_, node)| node.known.takes_from.is_some_and(&is_known))
             .map(|(&address, _)| address)
             .collect();
         self.most_passed(&|address| known.contains(&address))
@@ -259,13 +225,14 @@ impl Graph {
     /// Every instruction that is emulated and finds the result in a register
     /// that can be read.
     fn candidates(&self) -> impl Iterator<Item = ResultSite> {
-        self.nodes
+        self.0
+            .nodes
             .iter()
-            .filter(|(_, node)| node.emulated && node.before != Registers::ALL)
+            .filter(|(_, node)| node.emulated && node.known.before != Registers::ALL)
             .filter_map(|(&address, node)| {
                 let (_, holder) = HOLDERS
                     .iter()
-                    .find(|(register, _)| node.before.has(*register))?;
+                    .find(|(register, _)| node.known.before.has(*register))?;
                 Some(ResultSite {
                     address,
                     register: *holder,
@@ -279,19 +246,19 @@ impl Graph {
             .iter()
             .find(|(_, holder)| *holder == site.register)
             .map(|(register, _)| *register);
-        let node = self.nodes.get(&site.address);
-        matches!((register, node), (Some(register), Some(node)) if node.before.has(register))
+        let node = self.0.nodes.get(&site.address);
+        matches!((register, node), (Some(register), Some(node)) if node.known.before.has(register))
     }
 
     /// Finds for every instruction which registers hold the result before
     /// it, backwards from the returns.
     fn trace_result(&mut self) {
         let mut info = InstructionInfoFactory::new();
-        let addresses: Vec<u64> = self.nodes.keys().rev().copied().collect();
+        let addresses: Vec<u64> = self.0.nodes.keys().rev().copied().collect();
         loop {
             let mut changed = false;
             for address in &addresses {
-                let Some(node) = self.nodes.get(address) else {
+                let Some(node) = self.0.nodes.get(address) else {
                     continue;
                 };
                 let after = match node.instruction.flow_control() {
@@ -299,17 +266,17 @@ impl Graph {
                     _ => node
                         .next
                         .iter()
-                        .filter_map(|next| self.nodes.get(next))
-                        .fold(Registers::ALL, |all, next| all.and(next.before)),
+                        .filter_map(|next| self.0.nodes.get(next))
+                        .fold(Registers::ALL, |all, next| all.and(next.known.before)),
                 };
                 let (before, clears) = step_back(&node.instruction, after, &mut info);
                 let called = node.instruction.flow_control() == FlowControl::Call;
                 let takes = called && after != Registers::ALL && after.has(Register::RAX);
-                if let Some(node) = self.nodes.get_mut(address) {
-                    changed |= node.before != before;
-                    node.before = before;
-                    node.clears = clears;
-                    node.takes_from = target(&node.instruction).filter(|_| takes);
+                if let Some(node) = self.0.nodes.get_mut(address) {
+                    changed |= node.known.before != before;
+                    node.known.before = before;
+                    node.known.clears = clears;
+                    node.known.takes_from = target(&node.instruction).filter(|_| takes);
                 }
             }
             if !changed {
@@ -324,16 +291,16 @@ impl Graph {
     fn most_passed(&self, is_site: &dyn Fn(u64) -> bool) -> Option<u8> {
         let mut most = 0;
         let mut seen = HashSet::new();
-        let mut pending = vec![(self.entry, 0_u8)];
+        let mut pending = vec![(self.0.entry, 0_u8)];
         while let Some((address, passed)) = pending.pop() {
             if !seen.insert((address, passed)) {
                 continue;
             }
-            let Some(node) = self.nodes.get(&address) else {
+            let Some(node) = self.0.nodes.get(&address) else {
                 continue;
             };
             let passed = (passed + u8::from(is_site(address))).min(2);
-            if node.clears {
+            if node.known.clears {
                 most = most.max(passed);
                 continue;
             }
@@ -384,15 +351,6 @@ fn step_back(
         }
     }
     (before, false)
-}
-
-/// Where a branch leads, if the code tells.
-fn target(instruction: &Instruction) -> Option<u64> {
-    let near = matches!(
-        instruction.op0_kind(),
-        OpKind::NearBranch64 | OpKind::NearBranch32
-    );
-    near.then(|| instruction.near_branch_target())
 }
 
 fn pairs(sites: &[ResultSite]) -> impl Iterator<Item = (ResultSite, ResultSite)> {

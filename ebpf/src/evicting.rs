@@ -1,0 +1,52 @@
+//! Writes tables that evict what was used least, so that evictions can be
+//! counted.
+//!
+//! The kernel evicts without a word. What it has evicted is what was put into
+//! a table, less what was taken out, less what is still there: the first two
+//! are kept here, as one number for each table, and the agent counts the rest
+//! (`agent/src/probes/evictions.rs`).
+
+use abi::counter::Evicting;
+use aya_ebpf::bindings::{BPF_EXIST, BPF_NOEXIST};
+use aya_ebpf::maps::LruHashMap;
+
+use crate::maps::HELD;
+
+/// Makes an entry where there was none; whether it is there.
+#[inline(always)]
+pub(crate) fn insert<K, V>(map: &LruHashMap<K, V>, table: Evicting, key: &K, value: &V) -> bool {
+    if map.insert(key, value, BPF_NOEXIST as u64).is_ok() {
+        add(table, 1);
+        return true;
+    }
+    // Another processor was first, or there is no room.
+    map.insert(key, value, BPF_EXIST as u64).is_ok()
+}
+
+/// Makes or replaces an entry; whether it is there.
+#[inline(always)]
+pub(crate) fn put<K, V>(map: &LruHashMap<K, V>, table: Evicting, key: &K, value: &V) -> bool {
+    if map.get_ptr(key).is_some() && map.insert(key, value, BPF_EXIST as u64).is_ok() {
+        return true;
+    }
+    insert(map, table, key, value)
+}
+
+/// Removes an entry, which need not be there.
+#[inline(always)]
+pub(crate) fn remove<K, V>(map: &LruHashMap<K, V>, table: Evicting, key: &K) {
+    if map.remove(key).is_ok() {
+        add(table, u64::MAX);
+    }
+}
+
+/// Adds to what a table should hold, around the end of the numbers.
+#[inline(always)]
+fn add(table: Evicting, n: u64) {
+    if let Some(slot) = HELD.get_ptr_mut(table as u32) {
+        // SAFETY: the slot belongs to this CPU. A kernel that may interrupt a
+        // program on a function just between these two accesses could make
+        // the number wrong by one, which is not worth a look-up more.
+        unsafe { *slot = (*slot).wrapping_add(n) };
+    }
+}
