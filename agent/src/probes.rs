@@ -1,10 +1,11 @@
 //! Loads the BPF programs, attaches them, and writes the maps that steer them.
 //!
-//! With `source`, `evictions` and `undertaker` the only module that names aya.
-//! It decides nothing: what to trace comes from `run`, where to probe from
-//! `target`.
+//! With `source`, `evictions`, `loading` and `undertaker` the only module that
+//! names aya. It decides nothing: what to trace comes from `run`, where to probe
+//! from `target`.
 
 mod evictions;
+mod loading;
 mod undertaker;
 
 use std::num::NonZeroU32;
@@ -23,6 +24,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 
 use self::evictions::Evictions;
+use self::loading::load_programs;
 use self::undertaker::Undertaker;
 use crate::source::Source;
 use crate::target::placement::result::Holder;
@@ -309,21 +311,7 @@ impl Probes {
             }
         }
         let mut ebpf = loader.load(OBJECT)?;
-        for (name, program) in ebpf.programs_mut() {
-            let loaded = match program {
-                Program::RawTracePoint(program) => program.load(),
-                Program::UProbe(program) => program.load(),
-                _ => {
-                    return Err(ProbeError::Missing(format!(
-                        "known kind for program {name}"
-                    )));
-                }
-            };
-            loaded.map_err(|source| ProbeError::Program {
-                name: name.to_owned(),
-                source: Box::new(source),
-            })?;
-        }
+        load_programs(&mut ebpf)?;
         let steps = continuations(&mut ebpf)?;
         set_layouts(&mut ebpf)?;
         let flush_log = if settings.kernel_log {

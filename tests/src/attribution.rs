@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -38,9 +38,14 @@ const JITTER: &str = "8";
 const ENDLESS: usize = usize::MAX / 2;
 /// Longer than any load takes that ends when so many requests were seen.
 pub const LOAD_PATIENCE: Duration = Duration::from_secs(180);
-/// Models that are put to the test at the same time: while the agent of one is
-/// taken down, which is mostly waiting, the next one starts.
+/// Models that are put to the test at the same time, of all groups together:
+/// while one waits for its service, its agent or the rest of its spans, there is
+/// the other's load.
 const LANES: usize = 2;
+/// How many have their turn.
+static TURNS: Mutex<usize> = Mutex::new(0);
+/// One has had its turn.
+static TURN_ENDED: Condvar = Condvar::new();
 /// Counters of entries that tables have evicted.
 const EVICTED: &str = "kernel.evicted.";
 /// Calls of no request must have been made, some of them.
@@ -91,7 +96,9 @@ fn run_all(group: &str, models: Vec<Model>) -> Result<Vec<String>> {
                 return;
             };
             let downstream = if model.calls_tls { &tls } else { &plain };
+            let turn = Turn::take();
             let judged = judged(model, downstream.as_ref());
+            drop(turn);
             locked(&done).insert(number, judged);
         }
     };
@@ -114,6 +121,26 @@ fn run_all(group: &str, models: Vec<Model>) -> Result<Vec<String>> {
         }
     }
     Ok(failures)
+}
+
+/// A model's turn, until it is dropped: two groups may run side by side, so that
+/// the last model of one is not alone, but no more models than [`LANES`].
+struct Turn;
+
+impl Turn {
+    fn take() -> Self {
+        let turns = locked(&TURNS);
+        let waited = TURN_ENDED.wait_while(turns, |turns| *turns >= LANES);
+        *waited.unwrap_or_else(PoisonError::into_inner) += 1;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *locked(&TURNS) -= 1;
+        TURN_ENDED.notify_one();
+    }
 }
 
 /// How many requests each load is to have, if somebody said so.
@@ -288,8 +315,7 @@ impl Tracer {
     fn stop(self, app: &mut App) -> Result<(Vec<Span>, Counters)> {
         match self {
             Self::Attached(agent) => {
-                // Two agents may be taking down the probes of many workers.
-                let ended = agent.stop_with(Signal::INT, LOAD_PATIENCE)?;
+                let ended = agent.stop()?;
                 Ok((ended.spans, ended.counters))
             }
             Self::Launched(folder) => {

@@ -4,7 +4,7 @@
 //! One module per task, and those that they share: `toolchain` (what must be
 //! installed), `python` (virtual environments), `debian` (packages), `roots`
 //! (interpreters of other systems), `group` (child processes),
-//! `interrupt` (Ctrl-C), `http` (a small client), `service` (the Python
+//! `grace` (how fast the kernel detaches probes), `interrupt` (Ctrl-C), `http` (a small client), `service` (the Python
 //! applications and the agent) and `attribution` (that suite's report).
 //! Everything a task creates lies under `target/`, but for that report.
 
@@ -17,6 +17,7 @@
 
 mod attribution;
 mod debian;
+mod grace;
 mod group;
 mod http;
 mod interrupt;

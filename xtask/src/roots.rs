@@ -104,6 +104,12 @@ pub(crate) fn ensure() -> Vec<Missing> {
     missing
 }
 
+/// Installs what the static interpreter is built with.
+pub(crate) fn ensure_compiler() -> Result<()> {
+    of_this_machine()?;
+    ensure_programs(&[("musl-gcc", "musl-tools")], "build a static Python")
+}
+
 fn of_this_machine() -> Result<()> {
     if cfg!(not(target_arch = "x86_64")) {
         bail!("the roots are for x86_64");
@@ -154,7 +160,7 @@ impl Python {
     /// Builds it as one static file, with musl and without symbols beside one
     /// that has them: what single-file distributions of Python are like.
     fn ensure_static(&self) -> Result<()> {
-        ensure_programs(&[("musl-gcc", "musl-tools")], "build a static Python")?;
+        ensure_compiler()?;
         let configure = [
             "./configure",
             "--disable-test-modules",
