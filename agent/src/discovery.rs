@@ -557,10 +557,9 @@ impl Discovery {
             if let Some(tracee) = self.tracees.get_mut(&pid) {
                 tracee.target = interpreter.target();
                 // One that is loaded later has its first turn before our eyes.
-                if LOOPS_OUTSIDE
-                    .iter()
-                    .any(|module| interpreter.has_module(process, module).unwrap_or(true))
-                {
+                let loaded =
+                    |module: &&str| interpreter.has_module(process, module).unwrap_or(true);
+                if LOOPS_OUTSIDE.iter().any(loaded) {
                     tracee.target.flags |= target_flag::LOOPS_OUTSIDE;
                 }
                 tracee.interpreter = Some(Arc::new(interpreter));
