@@ -5,6 +5,7 @@
 //! is named, forks, executes, listens or ends; it reads `/proc` and process
 //! memory and steers `probes`.
 
+mod connections;
 mod files;
 mod frameworks;
 mod greenlets;
@@ -20,8 +21,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use abi::map::{Connection, Descriptor, Target, target_flag};
-use abi::record::role;
+use abi::map::{Target, target_flag};
 
 use self::files::{FileId, Files};
 use self::frameworks::{Moments, RELOOK};
@@ -32,7 +32,6 @@ use self::pace::Pace;
 use self::tls::Calls;
 use crate::instrumentations::{Disabled, Libraries};
 use crate::probes::{Hook, ProbeError, Probes};
-use crate::protocol::{Endpoint, Role};
 use crate::python::Python;
 use crate::remote::{self, Process};
 use crate::resource::{Host, Resource, Runtime};
@@ -42,7 +41,6 @@ use crate::target::interpreter::{Imports, Interpreter, InterpreterError, Locatio
 use crate::target::placement::{self, Placement};
 use crate::target::process::{ProcessError, ProcessInfo};
 use crate::target::service::{TargetSettings, derive_service_name};
-use crate::target::sockets::sockets;
 
 /// Modules of event loops that read outside any context.
 const LOOPS_OUTSIDE: [&str; 2] = ["uvloop.loop", "twisted.internet.base"];
@@ -613,47 +611,7 @@ impl Discovery {
         self.hook_tls(pid, process, probes);
         self.hook_sqlite(pid, process, probes);
         if let Some(tracee) = self.tracees.get(&pid) {
-            tell(pid, &tracee.target, probes);
-        }
-    }
-
-    /// Makes the connections known that the process already has.
-    fn seed(&mut self, pid: u32, probes: &mut Probes, changes: &mut Changes) {
-        let Ok(found) = sockets(pid) else {
-            return;
-        };
-        self.stats.unseeded.add(found.skipped as u64);
-        for socket in found.sockets.into_iter().filter(|socket| !socket.listening) {
-            let conn = self.next_seed;
-            self.next_seed += 1;
-            let descriptor = Descriptor { pid, fd: socket.fd };
-            let connection = Connection {
-                id: conn,
-                role: socket.role,
-                ..Connection::default()
-            };
-            if socket.role == role::UNKNOWN || !probes.seed(descriptor, &connection) {
-                continue;
-            }
-            if socket_inode(pid, socket.fd) != Some(socket.inode) {
-                // Closed, and perhaps reused, while we looked.
-                probes.forget(descriptor, conn);
-                self.stats.closed.one();
-                continue;
-            }
-            self.stats.seeded.one();
-            changes.openings.push(Opening {
-                conn,
-                descriptor,
-                role: match socket.role {
-                    role::CLIENT => Some(Role::Client),
-                    role::SERVER => Some(Role::Server),
-                    _ => None,
-                },
-                local: known(socket.local),
-                peer: known(socket.peer),
-                old: true,
-            });
+            tell(pid, tracee, probes);
         }
     }
 }
@@ -763,9 +721,21 @@ fn wanted(pid: u32, info: &ProcessInfo) -> Result<TargetSettings, AttachError> {
 }
 
 /// Tells the kernel side how to read a process.
-fn tell(pid: u32, target: &Target, probes: &mut Probes) {
-    if let Err(error) = probes.set_target(pid, target) {
-        tracing::warn!(pid, %error, "cannot tell the kernel side about the process");
+/// Tells the kernel side what is known of a process.
+///
+/// It may have executed another program since it was looked at. The kernel side
+/// knew then before us, and of that program this is not true.
+fn tell(pid: u32, tracee: &Tracee, probes: &mut Probes) {
+    let mut set = |target| {
+        if let Err(error) = probes.set_target(pid, target) {
+            tracing::warn!(pid, %error, "cannot tell the kernel side about the process");
+        }
+    };
+    set(&tracee.target);
+    if let Some(interpreter) = &tracee.interpreter
+        && !open(pid).is_ok_and(|process| interpreter.is_in(&process))
+    {
+        set(&Target::default());
     }
 }
 
@@ -779,22 +749,4 @@ fn degradable(error: &InterpreterError) -> bool {
         error,
         InterpreterError::UnknownVersion(_) | InterpreterError::LayoutMismatch { .. }
     )
-}
-
-/// An endpoint, unless nothing is known of it.
-fn known(endpoint: Endpoint) -> Option<Endpoint> {
-    match endpoint {
-        Endpoint::Ip(address) if address.port() == 0 && address.ip().is_unspecified() => None,
-        other => Some(other),
-    }
-}
-
-/// The inode of the socket behind a descriptor.
-fn socket_inode(pid: u32, fd: i32) -> Option<u64> {
-    let link = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
-    link.to_str()?
-        .strip_prefix("socket:[")?
-        .strip_suffix(']')?
-        .parse()
-        .ok()
 }

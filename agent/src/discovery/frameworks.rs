@@ -84,7 +84,7 @@ impl Discovery {
         let described = tracee.server != server || tracee.imported != imported;
         tracee.server = server;
         tracee.imported = imported;
-        tell(pid, &tracee.target, probes);
+        tell(pid, tracee, probes);
         for key in remove {
             probes.remove_recipes(key);
         }

@@ -52,7 +52,7 @@ impl Discovery {
                 let has = |module| interpreter.has_module(process, module).unwrap_or(true);
                 if SCHEDULERS.iter().any(|module| has(module)) {
                     tracee.target.flags |= target_flag::GREENLETS_UNREADABLE;
-                    tell(pid, &tracee.target, probes);
+                    tell(pid, tracee, probes);
                 }
                 return;
             }
@@ -75,7 +75,7 @@ impl Discovery {
         } else {
             self.stats.without_greenlets.one();
         }
-        tell(pid, &tracee.target, probes);
+        tell(pid, tracee, probes);
     }
 }
 

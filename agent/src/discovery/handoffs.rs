@@ -55,7 +55,7 @@ impl Discovery {
         }
         if let Some(tracee) = self.tracees.get_mut(&pid) {
             tracee.target.flags |= target_flag::WORK_ITEMS;
-            tell(pid, &tracee.target, probes);
+            tell(pid, tracee, probes);
         }
     }
 }

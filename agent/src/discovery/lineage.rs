@@ -72,7 +72,7 @@ impl Discovery {
                     tracee.lineage = Lineage::Paused;
                     tracee.target.flags &= !FOLLOWED;
                     tracee.queues_probed = false;
-                    tell(pid, &tracee.target, probes);
+                    tell(pid, tracee, probes);
                     let answers = tracee.target.flags & target_flag::STACK_AT_RESPONSE != 0;
                     tracee.writes_probed &= answers;
                     probes.unhook_only(pid, |hook| match hook {
@@ -269,7 +269,7 @@ impl Discovery {
         // be taken for it.
         if followed && UVICORN.iter().any(|module| has(module)) {
             tracee.target.flags |= target_flag::TASK_AFTER_READ;
-            tell(pid, &tracee.target, probes);
+            tell(pid, tracee, probes);
         }
     }
 }

@@ -89,7 +89,7 @@ impl Discovery {
         if found && tracee.target.flags & target_flag::TLS == 0 {
             tracing::debug!(pid, "TLS is followed");
             tracee.target.flags |= target_flag::TLS;
-            tell(pid, &tracee.target, probes);
+            tell(pid, tracee, probes);
         }
     }
 }

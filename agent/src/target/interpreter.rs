@@ -230,6 +230,12 @@ impl Interpreter {
             .map_or(0, |(_, number)| number)
     }
 
+    /// Whether its runtime is in the memory of a process: what the process has
+    /// executed since this was found is laid out elsewhere.
+    pub fn is_in(&self, process: &Process) -> bool {
+        process.read(self.runtime, &mut [0; 8])
+    }
+
     /// The thread states of the main interpreter, newest first.
     pub fn threads(&self, process: &Process) -> Result<Vec<Thread>, pyframes::Error> {
         threads(process, &self.layout, self.main)
