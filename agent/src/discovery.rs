@@ -720,7 +720,6 @@ fn wanted(pid: u32, info: &ProcessInfo) -> Result<TargetSettings, AttachError> {
     Ok(settings)
 }
 
-/// Tells the kernel side how to read a process.
 /// Tells the kernel side what is known of a process.
 ///
 /// It may have executed another program since it was looked at. The kernel side

@@ -4,8 +4,9 @@
 //! One module per task, and those that they share: `toolchain` (what must be
 //! installed), `python` (virtual environments), `debian` (packages), `roots`
 //! (interpreters of other systems), `group` (child processes),
-//! `grace` (how fast the kernel detaches probes), `interrupt` (Ctrl-C), `http` (a small client), `service` (the Python
-//! applications and the agent) and `attribution` (that suite's report).
+//! `grace` (how fast the kernel detaches probes), `interrupt` (Ctrl-C), `http`
+//! (a small client), `service` (the Python applications and the agent) and
+//! `attribution` (that suite's report).
 //! Everything a task creates lies under `target/`, but for that report.
 
 #![forbid(unsafe_code)]

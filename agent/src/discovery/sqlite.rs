@@ -173,8 +173,7 @@ fn follow(
             .elf
             .file_offset(compile.function.address)
             .map(location);
-        if let Some(location) = location {
-            let done = i32::try_from(compile.moved).unwrap_or_default();
+        if let (Some(location), Ok(done)) = (location, i32::try_from(compile.moved)) {
             seen |= call_method(pid, &location, Hook::SqliteCompile, done, stats, probes);
         }
     }

@@ -231,7 +231,8 @@ impl Interpreter {
     }
 
     /// Whether its runtime is in the memory of a process: what the process has
-    /// executed since this was found is laid out elsewhere.
+    /// executed since this was found is laid out elsewhere, unless it is the
+    /// same program at fixed addresses.
     pub fn is_in(&self, process: &Process) -> bool {
         process.read(self.runtime, &mut [0; 8])
     }

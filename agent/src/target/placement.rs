@@ -20,7 +20,7 @@ pub mod spill;
 
 use std::collections::BTreeSet;
 
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, OpAccess};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction};
 use iced_x86::{InstructionInfoFactory, OpKind, Register};
 
 /// Where an entry probe goes.
@@ -57,14 +57,8 @@ pub fn entry(function: &[u8]) -> Placement {
                 single_stepped: false,
             };
         }
-        let writes_argument = info.info(&instruction).used_registers().iter().any(|used| {
-            let written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
-            written
-                && matches!(
-                    used.register().full_register(),
-                    Register::RDI | Register::RSI
-                )
-        });
+        let writes_argument = flow::written(&mut info, &instruction)
+            .any(|written| matches!(written, Register::RDI | Register::RSI));
         if instruction.flow_control() != FlowControl::Next || writes_argument {
             break;
         }

@@ -7,10 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess};
+use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic};
 use iced_x86::{OpKind, Register};
 
-use super::flow::Flow;
+use super::flow::{Flow, written};
 use super::path::{PRESERVED, Passage};
 use super::result::Holder;
 
@@ -191,10 +191,8 @@ fn step(instruction: &Instruction, holders: Holders, info: &mut InstructionInfoF
         return holders & kept;
     }
     let mut after = holders;
-    for used in info.info(instruction).used_registers() {
-        if !matches!(used.access(), OpAccess::Read | OpAccess::CondRead) {
-            after &= !bit(used.register().full_register());
-        }
+    for register in written(info, instruction) {
+        after &= !bit(register);
     }
     let copies = matches!(instruction.code(), Code::Mov_rm64_r64 | Code::Mov_r64_rm64)
         && instruction.op0_kind() == OpKind::Register
@@ -230,10 +228,7 @@ fn writes(
     register: Register,
 ) -> bool {
     let full = register.full_register();
-    info.info(instruction).used_registers().iter().any(|used| {
-        let written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
-        written && used.register().full_register() == full
-    })
+    written(info, instruction).any(|written| written == full)
 }
 
 /// The bit of a general register.

@@ -8,8 +8,9 @@
 use std::collections::HashMap;
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, Mnemonic};
-use iced_x86::{Instruction, OpAccess, OpKind, Register};
+use iced_x86::{Instruction, OpKind, Register};
 
+use super::flow::written;
 use super::is_emulated;
 
 /// A part of a file's code.
@@ -140,10 +141,7 @@ fn result_after(part: &CodePart<'_>, address: u64) -> Option<u64> {
         if is_emulated(&instruction, bytes.get(begin..decoder.position())?) {
             return Some(instruction.ip());
         }
-        let overwrites = info.info(&instruction).used_registers().iter().any(|used| {
-            let written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
-            written && used.register().full_register() == Register::RAX
-        });
+        let overwrites = written(&mut info, &instruction).any(|written| written == Register::RAX);
         if instruction.flow_control() != FlowControl::Next || overwrites {
             return None;
         }

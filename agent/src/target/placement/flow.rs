@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory};
+use iced_x86::{OpAccess, OpKind, Register};
 
 use super::is_emulated;
 
@@ -109,6 +110,16 @@ impl<K> Flow<K> {
         }
         seen
     }
+}
+
+/// The registers that an instruction writes, or may write, in full.
+pub(super) fn written(
+    info: &mut InstructionInfoFactory,
+    instruction: &Instruction,
+) -> impl Iterator<Item = Register> {
+    let used = info.info(instruction).used_registers().iter();
+    used.filter(|used| !matches!(used.access(), OpAccess::Read | OpAccess::CondRead))
+        .map(|used| used.register().full_register())
 }
 
 /// Where a branch or a call leads, if the code tells.

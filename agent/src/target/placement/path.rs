@@ -10,9 +10,9 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory};
-use iced_x86::{OpAccess, OpKind, Register};
+use iced_x86::{OpKind, Register};
 
-use super::flow::{Flow, Node};
+use super::flow::{Flow, Node, written};
 use super::result::Holder;
 
 /// Instructions of the largest function that is looked at.
@@ -124,12 +124,8 @@ impl Flow {
                 node.instruction.flow_control(),
                 FlowControl::Call | FlowControl::IndirectCall
             );
-            let used = info.info(&node.instruction);
             calls && !PRESERVED.contains(&register)
-                || used.used_registers().iter().any(|used| {
-                    let written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
-                    written && used.register().full_register() == register
-                })
+                || written(&mut info, &node.instruction).any(|written| written == register)
         };
         let between = self.reach(&node.next, second);
         let mut nodes = between.iter().filter_map(|address| self.nodes.get(address));

@@ -11,10 +11,10 @@
 
 use std::collections::HashSet;
 
-use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess};
+use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic};
 use iced_x86::{OpKind, Register};
 
-use super::flow::{Flow, target};
+use super::flow::{Flow, target, written};
 
 /// A place inside a function where its result is in a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -345,10 +345,8 @@ fn step_back(
         return (Registers::ALL, true);
     }
     let mut before = after;
-    for used in info.info(instruction).used_registers() {
-        if !matches!(used.access(), OpAccess::Read | OpAccess::CondRead) {
-            before = before.without(used.register().full_register());
-        }
+    for register in written(info, instruction) {
+        before = before.without(register);
     }
     (before, false)
 }

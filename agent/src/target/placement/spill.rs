@@ -11,8 +11,9 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory};
-use iced_x86::{Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Mnemonic, OpKind, Register};
 
+use super::flow::written;
 use super::path::PRESERVED;
 
 /// Instructions that are looked at.
@@ -226,13 +227,7 @@ impl State {
         if is_call {
             return Some(after);
         }
-        let used = info.info(instruction);
-        let writes = |register: Register| {
-            used.used_registers().iter().any(|used| {
-                let written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
-                written && used.register().full_register() == register
-            })
-        };
+        let mut writes = |register| written(info, instruction).any(|written| written == register);
         let number = || instruction.try_immediate(1).ok().map(u64::cast_signed);
         if writes(Register::RSP) {
             let by = match instruction.mnemonic() {
