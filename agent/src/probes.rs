@@ -44,13 +44,14 @@ const TRACEPOINTS: [(&str, &str); 5] = [
 
 /// Programs that another continues with, in the order of their numbers in
 /// `STEPS`.
-const STEPS: [&str; 6] = [
+const STEPS: [&str; 7] = [
     "vector_element",
     "walk_frames",
     "run_recipe",
     "copy_exception",
     "transfer",
     "copy_notes",
+    "judge_transfer",
 ];
 
 /// The same in `FUNCTION_STEPS`, from number 1 on.

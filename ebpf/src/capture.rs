@@ -1,5 +1,7 @@
 //! Copies transferred bytes into the ring, within a budget per message.
 
+use core::hint::black_box;
+
 use abi::counter::Counter;
 use abi::map::{Connection, Target};
 use abi::record::{Data, Owner, TAIL, direction, flag, kind, role};
@@ -115,12 +117,14 @@ struct Record<const N: usize> {
     payload: [u8; N],
 }
 
-/// Bytes were transferred on a descriptor: unless they are of no connection or
-/// a TLS session's records, continues with the program that records them.
+/// Bytes were transferred on a descriptor: records them, unless they are of no
+/// connection. Where they may be a TLS session's records, another program goes
+/// on.
 #[inline(always)]
 pub(crate) fn begin(
     ctx: &RawTracePointContext,
     pid_tgid: u64,
+    target: &Target,
     fd: i32,
     way: u8,
     source: Source,
@@ -130,9 +134,6 @@ pub(crate) fn begin(
     let Some(connection) = connections::find(pid, fd) else {
         return;
     };
-    let Some(target) = processes::target(pid) else {
-        return;
-    };
     let Some(thread) = threads::entry(pid_tgid) else {
         // User space is to see the gap.
         if !tls::may_be_sealed(connection) {
@@ -140,10 +141,6 @@ pub(crate) fn begin(
         }
         return;
     };
-    let first_bytes = source.first_bytes(total);
-    if tls::is_sealed(pid_tgid, target, thread, connection, fd, way, first_bytes) {
-        return;
-    }
     let Some(pending) = pending() else {
         return;
     };
@@ -153,55 +150,132 @@ pub(crate) fn begin(
     pending.vector = source.address;
     pending.elements = source.elements;
     pending.left = total;
+    if tls::is_plain(thread, connection) {
+        return record_transfer(ctx, pid_tgid, target, thread, connection, pending);
+    }
+    // SAFETY: nothing here waits to be dropped.
+    unsafe { STEPS.tail_call(ctx, step::JUDGE) };
+    count(Counter::TransferCutOff);
+}
+
+/// What [`begin`] left for the programs that continue it.
+struct Begun {
+    pid_tgid: u64,
+    target: &'static Target,
+    thread: &'static mut Thread,
+    connection: &'static mut Connection,
+    pending: &'static mut Pending,
+}
+
+/// What was left, if the connection is still there.
+#[inline(always)]
+fn begun() -> Option<Begun> {
+    let pending = pending()?;
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let pid = (pid_tgid >> 32) as u32;
+    let connection = connections::held(pid, pending.data.fd, pending.data.conn)?;
+    let target = processes::target(pid)?;
+    let Some(thread) = threads::known(pid_tgid) else {
+        // Its entry is there until the thread ends.
+        count(Counter::TransferCutOff);
+        return None;
+    };
+    Some(Begun {
+        pid_tgid,
+        target,
+        thread,
+        connection,
+        pending,
+    })
+}
+
+/// Goes on where [`begin`] left off: unless the bytes are a TLS session's
+/// records, continues with the program that records them.
+#[inline(always)]
+pub(crate) fn judge(ctx: &RawTracePointContext) {
+    let Some(Begun {
+        pid_tgid,
+        target,
+        thread,
+        connection,
+        pending,
+    }) = begun()
+    else {
+        return;
+    };
+    let source = Source {
+        address: pending.vector,
+        elements: pending.elements,
+    };
+    let first = source.first_bytes(pending.left);
+    let Data { fd, direction, .. } = pending.data;
+    if tls::is_sealed(pid_tgid, target, thread, connection, fd, direction, first) {
+        return;
+    }
     // SAFETY: nothing here waits to be dropped.
     unsafe { STEPS.tail_call(ctx, step::TRANSFER) };
     count(Counter::TransferCutOff);
 }
 
-/// Goes on where [`begin`] left off.
+/// Goes on where [`judge`] left off.
 #[inline(always)]
 pub(crate) fn transfer(ctx: &RawTracePointContext) {
-    let Some(pending) = pending() else {
-        return;
-    };
+    if let Some(Begun {
+        pid_tgid,
+        target,
+        thread,
+        connection,
+        pending,
+    }) = begun()
+    {
+        record_transfer(ctx, pid_tgid, target, thread, connection, pending);
+    }
+}
+
+/// Records the pending transfer.
+#[inline(always)]
+fn record_transfer(
+    ctx: &RawTracePointContext,
+    pid_tgid: u64,
+    target: &Target,
+    thread: &mut Thread,
+    connection: &mut Connection,
+    pending: &mut Pending,
+) {
+    let pid = (pid_tgid >> 32) as u32;
+    // Read again, so that the verifier follows what comes once and not for
+    // each system call.
+    let pending = black_box(pending);
     let fd = pending.data.fd;
     let way = pending.data.direction;
     let total = pending.left;
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let pid = (pid_tgid >> 32) as u32;
-    let Some(connection) = connections::held(pid, fd, pending.data.conn) else {
-        return;
-    };
-    let Some(target) = processes::target(pid) else {
-        return;
-    };
-    let Some(thread) = threads::known(pid_tgid) else {
-        // Its entry is there until the thread ends.
-        count(Counter::TransferCutOff);
-        return;
-    };
-    let place = contexts::place(target, thread);
+    let sent = way == direction::SENT;
     turn(connection, way);
     let offset = count_bytes(connection, way, total);
+    pending.walk = stacks::at_transfer(target, connection, way);
+    // As above.
+    let pending = black_box(pending);
+    let walk = pending.walk;
+    let asks = sent && connection.role != role::SERVER;
+    let reads = !sent && connection.role != role::CLIENT;
+    let place = contexts::place_if(target, thread, asks || reads || walk.moments != 0);
     let mut finding = Finding::NONE;
     let mut started = 0;
-    if way == direction::RECEIVED {
-        if connection.role != role::CLIENT {
-            let owner = Owner {
-                conn: connection.id,
-                offset,
-            };
-            contexts::read_by(pid_tgid, target, thread, place, connection, owner, fd);
-        }
-    } else {
+    if sent {
         started = thread.entered;
         thread.entered = 0;
-        if connection.role != role::SERVER {
+        if asks {
             finding = contexts::sender(pid, target, connection, thread, place);
         }
         if thread.owner.conn == connection.id {
             thread.flags |= thread_flag::ANSWERED;
         }
+    } else if reads {
+        let owner = Owner {
+            conn: connection.id,
+            offset,
+        };
+        contexts::read_by(pid_tgid, target, thread, place, connection, owner, fd);
     }
     let data = &mut pending.data;
     data.kind = kind::DATA;
@@ -209,7 +283,6 @@ pub(crate) fn transfer(ctx: &RawTracePointContext) {
     data.flags = 0;
     data.pid = pid;
     data.tid = pid_tgid as u32;
-    data.conn = connection.id;
     data.offset = offset;
     data.len = 0;
     data.captured = 0;
@@ -217,12 +290,11 @@ pub(crate) fn transfer(ctx: &RawTracePointContext) {
     // SAFETY: the helper has no preconditions.
     data.at = unsafe { bpf_ktime_get_ns() };
     data.owner = finding.owner;
-    data.context = match place {
-        Some(place) => place.context,
-        None => 0,
-    };
+    data.pad = 0;
     data.tail = [0; TAIL];
-    stacks::at_transfer(ctx, pid_tgid, target, place, connection, way, finding);
+    if walk.moments != 0 {
+        stacks::walk_transfer(ctx, pid_tgid, target, place, connection, walk, data);
+    }
     if pending.elements == BUFFER {
         return segment(
             &mut pending.data,
@@ -318,10 +390,7 @@ pub(crate) fn plaintext(
         // SAFETY: the helper has no preconditions.
         at: unsafe { bpf_ktime_get_ns() },
         owner: finding.owner,
-        context: match place {
-            Some(place) => place.context,
-            None => 0,
-        },
+        pad: 0,
         tail: [0; TAIL],
     };
     segment(&mut data, &mut connection.budget, address, clamp(len));
@@ -356,10 +425,7 @@ pub(crate) fn held(
         // SAFETY: the helper has no preconditions.
         at: unsafe { bpf_ktime_get_ns() },
         owner: finding.owner,
-        context: match place {
-            Some(place) => place.context,
-            None => 0,
-        },
+        pad: 0,
         tail: [0; TAIL],
     };
     let mut whole = budget(role::CLIENT, direction::SENT);

@@ -99,7 +99,7 @@ pub(crate) fn ends(ctx: &ProbeContext) {
         pid,
         tid: pid_tgid as u32,
         pad2: 0,
-        id: connections::new_id(),
+        id: connections::id_of(stacks::now()),
         at: thread.compiled.at,
         owner: finding.owner,
     };

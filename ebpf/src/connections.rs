@@ -158,9 +158,16 @@ pub(crate) fn close(pid: u32, fd: i32) {
 
 /// An id that no other connection has: time and processor.
 #[inline(always)]
-pub(crate) fn new_id() -> u64 {
-    // SAFETY: the helpers have no preconditions.
-    let (now, cpu) = unsafe { (bpf_ktime_get_ns(), bpf_get_smp_processor_id()) };
+fn new_id() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    id_of(unsafe { bpf_ktime_get_ns() })
+}
+
+/// The same, of a time that was just read.
+#[inline(always)]
+pub(crate) fn id_of(now: u64) -> u64 {
+    // SAFETY: the helper has no preconditions.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
     // 12 bits of processor and 51 of time: unique for 26 days of uptime and
     // beyond that unless two connections fall on one nanosecond 26 days
     // apart. The top bit belongs to ids that the agent gives.

@@ -2,12 +2,15 @@
 //! and by the queue of an event loop's transport. ARCHITECTURE.md has the rules and why
 //! each is certain.
 
+use core::hint::black_box;
+
 use abi::counter::{Counter, Evicting};
 use abi::map::{Connection, Descriptor, Target, target_flag, tls as state};
 use abi::record::{Owner, role, rule};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task};
 use aya_ebpf::programs::ProbeContext;
+use pyframes::layout::CONTEXT_BEHIND_ID;
 
 use crate::counters::count;
 use crate::kernel::{self, offset};
@@ -60,7 +63,13 @@ const NOBODY: Finding = Finding {
 /// current between callbacks, whosever turn it was.
 #[inline(always)]
 pub(crate) fn place(target: &Target, thread: &Thread) -> Option<Place> {
-    let mut place = raw_place(target)?;
+    place_if(target, thread, true)
+}
+
+/// The same, or nothing if that is not `wanted`.
+#[inline(always)]
+pub(crate) fn place_if(target: &Target, thread: &Thread, wanted: bool) -> Option<Place> {
+    let mut place = raw_place(target, wanted)?;
     if place.context == thread.loop_context {
         place.entered = false;
     }
@@ -77,7 +86,7 @@ pub(crate) fn waits(pid_tgid: u64, target: &Target, thread: &mut Thread) {
         entered,
         greenlet,
         ..
-    }) = raw_place(target)
+    }) = raw_place(target, true)
     {
         if entered {
             thread.loop_context = context;
@@ -90,21 +99,23 @@ pub(crate) fn waits(pid_tgid: u64, target: &Target, thread: &mut Thread) {
 #[inline(always)]
 pub(crate) fn selects(pid_tgid: u64, target: &Target, thread: &mut Thread) {
     if target.flags & target_flag::GREENLETS != 0
-        && let Some(Place { greenlet, .. }) = raw_place(target)
+        && let Some(Place { greenlet, .. }) = raw_place(target, true)
     {
         greenlets::waits(pid_tgid, target, thread, greenlet);
     }
 }
 
 #[inline(always)]
-fn raw_place(target: &Target) -> Option<Place> {
+fn raw_place(target: &Target, wanted: bool) -> Option<Place> {
     let mut place = Place {
         context: 0,
         entered: false,
         tstate: 0,
         greenlet: 0,
     };
-    let _unreadable = read_place(target, &mut place);
+    if wanted {
+        let _unreadable = read_place(target, &mut place);
+    }
     // Written whatever was found: kernels refuse to copy what a none would
     // leave undefined.
     if place.tstate == 0 { None } else { Some(place) }
@@ -129,12 +140,21 @@ fn read_place(target: &Target, place: &mut Place) -> Option<()> {
     if tstate == 0 {
         return None;
     }
-    let id: u64 = user::read(tstate, i64::from(target.tstate_thread_id))?;
-    if id != pointer {
+    // Both at once: they lie near each other in every version.
+    let words: [u64; *CONTEXT_BEHIND_ID.end() + 1] =
+        user::read(tstate, i64::from(target.tstate_thread_id))?;
+    if words[0] != pointer {
         count(Counter::ThreadStateMismatch);
         return None;
     }
-    let context: u64 = user::read(tstate, i64::from(target.tstate_context))?;
+    let behind = u64::from(target.tstate_context.wrapping_sub(target.tstate_thread_id)) / 8;
+    let mut context = 0;
+    // Older kernels read no element of the stack whose index they do not know,
+    // and a branch for each would have all that follows looked at three times.
+    for index in CONTEXT_BEHIND_ID {
+        let other = black_box(behind ^ index as u64);
+        context |= words[index] & (other.wrapping_sub(1).cast_signed() >> 63).cast_unsigned();
+    }
     let greenlet = greenlets::current(target, pointer);
     if context == 0 {
         place.greenlet = greenlet;
@@ -574,12 +594,20 @@ pub(crate) fn queued(ctx: &ProbeContext, transport: u64) {
         if tls >= state::SEALED {
             return;
         }
-        let place = place(target, thread);
-        let nobody = Finding {
-            owner: Owner::default(),
-            rule: rule::NONE,
-        };
-        return stacks::at_queue(ctx, pid_tgid, target, place, connection, nobody);
+        let walk = stacks::moment_of(target, connection);
+        if walk.moments != 0 {
+            let place = place(target, thread);
+            stacks::at_queue(
+                ctx,
+                pid_tgid,
+                target,
+                place,
+                connection,
+                walk,
+                Finding::NONE,
+            );
+        }
+        return;
     }
     // Whose the plaintext is was found when it was written to its session.
     if tls >= state::SEALED {
@@ -607,7 +635,10 @@ pub(crate) fn queued(ctx: &ProbeContext, transport: u64) {
     }
     connection.queued = owner;
     connection.queued_rule = u32::from(way);
-    stacks::at_queue(ctx, pid_tgid, target, place, connection, finding);
+    let walk = stacks::moment_of(target, connection);
+    if walk.moments != 0 {
+        stacks::at_queue(ctx, pid_tgid, target, place, connection, walk, finding);
+    }
 }
 
 /// The owner of a context, and whether its bytes were read in that context.

@@ -12,6 +12,8 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, Ring
 use pyframes::frame::{NEAR_LOCALS, Walker};
 use pyframes::recipe::Scratch;
 
+use crate::stacks::Moment;
+
 /// Records for the agent. Written by every program, read by `source`. When
 /// full, records are dropped and counted. The agent sets the size.
 #[map]
@@ -105,9 +107,10 @@ pub(crate) static SQLITE: HashMap<SqlitePlace, SqliteLayout> =
 pub(crate) static SQLITE_CALLERS: HashMap<SqlitePlace, SqliteCaller> =
     HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
 
-/// Statement of SQLite that runs, or has rows left → this run of it. Removed
-/// when it is reset or freed. Evicts the least used, whose run cannot be told
-/// of then (the agent counts it).
+/// Statement of SQLite that runs, has rows left or has done so → this run of
+/// it. Stays when it is reset or freed, for the next at its address. Evicts the
+/// least used, whose run cannot be told of then, if it had not ended (the agent
+/// counts it).
 #[map]
 pub(crate) static STATEMENTS: LruHashMap<StatementKey, Statement> =
     LruHashMap::with_max_entries(16384, 0);
@@ -189,6 +192,8 @@ pub(crate) mod step {
     pub(crate) const NOTES: u32 = 5;
     /// `query_begun`; on functions only.
     pub(crate) const QUERY: u32 = 6;
+    /// `judge_transfer`; on system calls only.
+    pub(crate) const JUDGE: u32 = 6;
     /// `probe_notes`; on functions only.
     pub(crate) const FUNCTION_NOTES: u32 = 7;
 }
@@ -205,6 +210,8 @@ pub(crate) struct Pending {
     pub(crate) elements: u64,
     /// Bytes that those hold.
     pub(crate) left: u64,
+    /// The walk that is made before.
+    pub(crate) walk: Moment,
 }
 
 /// Value of [`WALK`].
@@ -280,7 +287,7 @@ pub(crate) struct StatementKey {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Statement {
-    /// See [`Query::id`].
+    /// See [`Query::id`]; 0 if the run is over.
     pub(crate) id: u64,
     /// See [`statement_part`].
     pub(crate) part: u64,

@@ -107,10 +107,11 @@ pub(crate) fn begins(ctx: &ProbeContext) {
         pid,
         pad: 0,
     };
-    let before = run(key);
+    let entry = entry(key);
+    let (before, _) = run(key, entry);
     if before != 0 {
         // Of another statement at this address, which was freed unseen.
-        drop_run(pid_tgid, key, before);
+        drop_run(pid_tgid, key, entry, before);
     }
     // What another statement runs on its way is a part of that, and what the
     // library runs to read a schema has no text.
@@ -132,7 +133,7 @@ pub(crate) fn begins(ctx: &ProbeContext) {
         text,
     );
     if part == Part::Further {
-        return goes_on(key, thread);
+        return goes_on(key, entry, thread);
     }
     let finding = contexts::current_owner(pid, target, thread, place);
     let mut told = query_part::SINGLE;
@@ -144,6 +145,7 @@ pub(crate) fn begins(ctx: &ProbeContext) {
         told = query_part::FIRST;
         ends = statement_part::TOLD;
     }
+    let now = stacks::now();
     let query = Query {
         kind: kind::QUERY,
         rule: finding.rule,
@@ -152,15 +154,14 @@ pub(crate) fn begins(ctx: &ProbeContext) {
         pid,
         tid: pid_tgid as u32,
         pad2: 0,
-        id: connections::new_id(),
-        // SAFETY: the helper has no preconditions.
-        at: unsafe { bpf_ktime_get_ns() },
+        id: connections::id_of(now),
+        at: now,
         owner: finding.owner,
     };
     if part == Part::First {
         thread.sqlite.id = query.id;
     }
-    note(key, query.id, ends);
+    note(key, entry, query.id, ends);
     count(Counter::Queries);
     if !stacks::at_query(ctx, pid_tgid, target, place, &query, finding) {
         emit::record(&query, Counter::QueryRingFull);
@@ -170,13 +171,13 @@ pub(crate) fn begins(ctx: &ProbeContext) {
 /// A further statement of a call begins. That of a script may run for long, so
 /// that it is told.
 #[inline(always)]
-fn goes_on(key: StatementKey, thread: &Thread) {
+fn goes_on(key: StatementKey, entry: *mut Statement, thread: &Thread) {
     let id = thread.sqlite.id;
     count(Counter::Queries);
     if thread.sqlite.kind == sqlite_call::MANY {
-        return note(key, id, statement_part::REPEATED);
+        return note(key, entry, id, statement_part::REPEATED);
     }
-    note(key, id, statement_part::TOLD);
+    note(key, entry, id, statement_part::TOLD);
     let query = Query {
         kind: kind::QUERY,
         rule: rule::NONE,
@@ -244,7 +245,8 @@ pub(crate) fn ends(ctx: &ProbeContext) {
         pid,
         pad: 0,
     };
-    let (id, part) = run_and_part(key);
+    let entry = entry(key);
+    let (id, part) = run(key, entry);
     if id == 0 {
         return;
     }
@@ -253,9 +255,9 @@ pub(crate) fn ends(ctx: &ProbeContext) {
     // At no instruction: it was compiled anew, as the schema had changed, and
     // is about to begin again, or is another than the one that began.
     if (instruction as i32) < 0 || counters.is_none() {
-        return drop_run(pid_tgid, key, id);
+        return drop_run(pid_tgid, key, entry, id);
     }
-    evicting::remove(&STATEMENTS, Evicting::Statements, &key);
+    over(entry);
     if processes::target(pid).is_none() {
         return;
     }
@@ -291,20 +293,22 @@ pub(crate) fn ends(ctx: &ProbeContext) {
     }
 }
 
-/// The id of a statement's run; 0 if there is none.
+/// The entry of a statement, or null. It stays when a run is over, as most
+/// statements are run again: that costs less than to remove and to make it.
 #[inline(always)]
-fn run(key: StatementKey) -> u64 {
-    run_and_part(key).0
+fn entry(key: StatementKey) -> *mut Statement {
+    STATEMENTS.get_ptr_mut(key).unwrap_or(core::ptr::null_mut())
 }
 
-/// The same, and what it is to a call: see [`statement_part`].
+/// The id of a statement's run, and what it is to a call: see
+/// [`statement_part`]; the id is 0 if there is none.
 #[inline(always)]
-fn run_and_part(key: StatementKey) -> (u64, u64) {
-    let Some(known) = STATEMENTS.get_ptr(key) else {
+fn run(key: StatementKey, entry: *mut Statement) -> (u64, u64) {
+    if entry.is_null() {
         return (0, 0);
-    };
+    }
     // SAFETY: the map's values outlive the program run.
-    let known = unsafe { *known };
+    let known = unsafe { *entry };
     if known.seal == sealed(key, known.id, known.part) {
         (known.id, known.part)
     } else {
@@ -312,15 +316,31 @@ fn run_and_part(key: StatementKey) -> (u64, u64) {
     }
 }
 
+/// Notes that a statement begins to run.
 #[inline(always)]
-fn note(key: StatementKey, id: u64, part: u64) {
+fn note(key: StatementKey, entry: *mut Statement, id: u64, part: u64) {
     let value = Statement {
         id,
         part,
         seal: sealed(key, id, part),
     };
-    if !evicting::put(&STATEMENTS, Evicting::Statements, &key, &value) {
+    if !entry.is_null() {
+        // SAFETY: as in `run`. The entry may be another statement's by now:
+        // the seal tells that it is not.
+        unsafe { *entry = value };
+        return;
+    }
+    if !evicting::insert(&STATEMENTS, Evicting::Statements, &key, &value) {
         count(Counter::QueryTableFull);
+    }
+}
+
+/// A statement's run is over.
+#[inline(always)]
+fn over(entry: *mut Statement) {
+    if !entry.is_null() {
+        // SAFETY: as in `note`.
+        unsafe { (*entry).id = 0 };
     }
 }
 
@@ -331,9 +351,9 @@ fn sealed(key: StatementKey, id: u64, part: u64) -> u64 {
 
 /// A run of which nothing can be told is over.
 #[inline(always)]
-fn drop_run(pid_tgid: u64, key: StatementKey, id: u64) {
+fn drop_run(pid_tgid: u64, key: StatementKey, entry: *mut Statement, id: u64) {
     calls::void(pid_tgid, id);
-    evicting::remove(&STATEMENTS, Evicting::Statements, &key);
+    over(entry);
     count(Counter::QueriesVoid);
     let end = QueryEnd {
         kind: kind::QUERY_END,

@@ -8,7 +8,7 @@
 
 use abi::counter::Counter;
 use abi::map::{CodeKey, Connection, Filter, INNERMOST, Target, recipes_flag, target_flag};
-use abi::record::{Frame, Query, Stack, direction, kind, moment, role, stack_flag};
+use abi::record::{Data, Frame, Query, Stack, direction, kind, moment, role, stack_flag};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
@@ -135,31 +135,61 @@ pub(crate) struct About {
     pub(crate) conn: u64,
     /// Whose event it is.
     pub(crate) finding: Finding,
+    /// When.
+    pub(crate) at: u64,
+}
+
+/// The time.
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// When a walk is made, and for what.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Moment {
+    /// See [`moment`].
+    pub(crate) moment: u32,
+    /// Moments whose recipes are run, a bit each; 0 for no walk.
+    pub(crate) moments: u32,
 }
 
 /// The moment at which a connection is about to send, if the stack is of
 /// interest now: at the first bytes after some were received.
 #[inline(always)]
-pub(crate) fn moment_of(target: &Target, connection: &Connection) -> Option<(u8, u32)> {
+pub(crate) fn moment_of(target: &Target, connection: &Connection) -> Moment {
+    const NONE: Moment = Moment {
+        moment: 0,
+        moments: 0,
+    };
+    const REQUEST: u32 = 1 << moment::REQUEST | 1 << moment::STATEMENT;
+    const RESPONSE: u32 = 1 << moment::RESPONSE;
     if connection.walked != 0 {
-        return None;
+        return NONE;
     }
     let answers = target.flags & target_flag::STACK_AT_RESPONSE != 0;
     let asks = target.flags & target_flag::STACK_AT_REQUEST != 0;
-    let request = 1 << moment::REQUEST | 1 << moment::STATEMENT;
     match connection.role {
-        role::SERVER if answers => Some((moment::RESPONSE, 1 << moment::RESPONSE)),
-        role::CLIENT if asks => Some((moment::REQUEST, request)),
+        role::SERVER if answers => Moment {
+            moment: u32::from(moment::RESPONSE),
+            moments: RESPONSE,
+        },
+        role::CLIENT if asks => Moment {
+            moment: u32::from(moment::REQUEST),
+            moments: REQUEST,
+        },
         // The part that the process plays is not known yet.
-        role::UNKNOWN if answers || asks => {
-            let both = 1 << moment::RESPONSE | request;
-            if answers && connection.received != 0 {
-                Some((moment::RESPONSE, both))
+        role::UNKNOWN if answers || asks => Moment {
+            moment: u32::from(if answers && connection.received != 0 {
+                moment::RESPONSE
             } else {
-                Some((moment::REQUEST, both))
-            }
-        }
-        _ => None,
+                moment::REQUEST
+            }),
+            moments: RESPONSE | REQUEST,
+        },
+        _ => NONE,
     }
 }
 
@@ -220,8 +250,7 @@ pub(crate) fn prepare<C: Chain>(
         values_len: 0,
         group: target.group,
         conn: about.conn,
-        // SAFETY: the helper has no preconditions.
-        at: unsafe { bpf_ktime_get_ns() },
+        at: about.at,
         owner: about.finding.owner,
     };
     Some(walk)
@@ -449,31 +478,42 @@ pub(crate) fn finish<C: Chain>(ctx: &C, walk: &mut Walk) {
     }
 }
 
-/// A transfer is about to be recorded: walks first if it begins a message.
-/// Returns only if there is no walk.
+/// Whether there is to be a walk before a transfer is recorded: if it begins
+/// a message.
 #[inline(always)]
-pub(crate) fn at_transfer(
+pub(crate) fn at_transfer(target: &Target, connection: &mut Connection, way: u8) -> Moment {
+    if way == direction::RECEIVED {
+        connection.walked = 0;
+        return Moment {
+            moment: 0,
+            moments: 0,
+        };
+    }
+    moment_of(target, connection)
+}
+
+/// Walks before the pending transfer is recorded. Returns only if there is no
+/// walk.
+#[inline(always)]
+pub(crate) fn walk_transfer(
     ctx: &RawTracePointContext,
     pid_tgid: u64,
     target: &Target,
     place: Option<Place>,
     connection: &mut Connection,
-    way: u8,
-    finding: Finding,
+    walk: Moment,
+    data: &Data,
 ) {
-    if way == direction::RECEIVED {
-        connection.walked = 0;
-        return;
-    }
-    let Some((moment, moments)) = moment_of(target, connection) else {
-        return;
-    };
     connection.walked = 1;
     let about = About {
-        moment,
-        moments,
+        moment: walk.moment as u8,
+        moments: walk.moments,
         conn: connection.id,
-        finding,
+        finding: Finding {
+            owner: data.owner,
+            rule: data.rule,
+        },
+        at: data.at,
     };
     if let Some(walk) = prepare::<RawTracePointContext>(pid_tgid, target, place, about) {
         walk.transfer = 1;
@@ -483,7 +523,7 @@ pub(crate) fn at_transfer(
 }
 
 /// An event loop's transport was asked to write, which it does later: walks
-/// now if that begins a message.
+/// now, as that begins a message.
 #[inline(always)]
 pub(crate) fn at_queue(
     ctx: &ProbeContext,
@@ -491,17 +531,16 @@ pub(crate) fn at_queue(
     target: &Target,
     place: Option<Place>,
     connection: &mut Connection,
+    walk: Moment,
     finding: Finding,
 ) {
-    let Some((moment, moments)) = moment_of(target, connection) else {
-        return;
-    };
     connection.walked = 1;
     let about = About {
-        moment,
-        moments,
+        moment: walk.moment as u8,
+        moments: walk.moments,
         conn: connection.id,
         finding,
+        at: now(),
     };
     if prepare::<ProbeContext>(pid_tgid, target, place, about).is_some() {
         ctx.go(step::FRAMES);
@@ -531,6 +570,7 @@ pub(crate) fn at_query(
         moments: 1 << moment::REQUEST,
         conn: query.id,
         finding,
+        at: query.at,
     };
     let Some(walk) = prepare::<ProbeContext>(pid_tgid, target, place, about) else {
         return false;
@@ -576,6 +616,7 @@ pub(crate) fn reset(ctx: &ProbeContext, pid_tgid: u64, variable: u64) {
         moments: 1 << moment::RESET,
         conn: 0,
         finding: contexts::current_owner(pid, target, thread, place),
+        at: now(),
     };
     if prepare::<ProbeContext>(pid_tgid, target, place, about).is_some() {
         ctx.go(step::FRAMES);
@@ -628,6 +669,7 @@ pub(crate) fn raised(ctx: &ProbeContext, pid_tgid: u64, object: u64) {
         moments: MOMENTS,
         conn: 0,
         finding: contexts::current_owner(pid, target, thread, place),
+        at: now(),
     };
     let Some(walk) = prepare::<ProbeContext>(pid_tgid, target, place, about) else {
         return;

@@ -7,6 +7,7 @@
 //! first byte), or where the exit is too late (`close`: another thread may
 //! have the descriptor again by then; `select`: its sets are overwritten).
 
+use abi::map::Target;
 use abi::record::{direction, role};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
@@ -29,7 +30,8 @@ const SELECT_WORDS: usize = 4;
 pub(crate) fn enter(regs: u64, number: i64) {
     match number {
         nr::SENDTO | nr::WRITE | nr::SENDMSG | nr::WRITEV | nr::SENDFILE => {
-            if let Some(pid_tgid) = target_thread()
+            let pid_tgid = bpf_get_current_pid_tgid();
+            if target_of(pid_tgid).is_some()
                 && let Some(thread) = threads::entry(pid_tgid)
             {
                 // SAFETY: the helper has no preconditions.
@@ -38,21 +40,21 @@ pub(crate) fn enter(regs: u64, number: i64) {
         }
         // At its exit the sets name those that are ready only.
         nr::SELECT | nr::PSELECT6 => {
-            if let Some(pid_tgid) = target_thread()
+            let pid_tgid = bpf_get_current_pid_tgid();
+            if let Some(target) = target_of(pid_tgid)
                 && let Some(args) = arch::args(regs)
                 && selects_several(args)
                 && let Some(thread) = threads::entry(pid_tgid)
             {
                 threads::waits(thread, false);
-                if let Some(target) = processes::target((pid_tgid >> 32) as u32) {
-                    contexts::selects(pid_tgid, target, thread);
-                }
+                contexts::selects(pid_tgid, target, thread);
             }
         }
         nr::CLOSE | nr::DUP2 | nr::DUP3 => {
-            let Some(pid_tgid) = target_thread() else {
+            let pid_tgid = bpf_get_current_pid_tgid();
+            if target_of(pid_tgid).is_none() {
                 return;
-            };
+            }
             let Some([first, second, ..]) = arch::args(regs) else {
                 return;
             };
@@ -75,7 +77,8 @@ pub(crate) fn exit(ctx: &RawTracePointContext, regs: u64, result: i64) {
     if !matters(number) {
         return;
     }
-    let Some(pid_tgid) = target_thread() else {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(target) = target_of(pid_tgid) else {
         return;
     };
     let Some(args) = arch::args(regs) else {
@@ -103,9 +106,9 @@ pub(crate) fn exit(ctx: &RawTracePointContext, regs: u64, result: i64) {
         }
         nr::SENDFILE => (direction::SENT, Source::UNSEEN),
         nr::EPOLL_WAIT | nr::EPOLL_PWAIT | nr::EPOLL_PWAIT2 => {
-            return wait(pid_tgid, third > 1, true);
+            return wait(pid_tgid, target, third > 1, true);
         }
-        nr::POLL | nr::PPOLL => return wait(pid_tgid, second > 1, false),
+        nr::POLL | nr::PPOLL => return wait(pid_tgid, target, second > 1, false),
         nr::SELECT | nr::PSELECT6 => return waited(pid_tgid),
         nr::LISTEN => return processes::listens((pid_tgid >> 32) as u32, fd),
         number => {
@@ -116,7 +119,7 @@ pub(crate) fn exit(ctx: &RawTracePointContext, regs: u64, result: i64) {
         }
     };
     if result > 0 {
-        capture::begin(ctx, pid_tgid, fd, way, source, result as u64);
+        capture::begin(ctx, pid_tgid, target, fd, way, source, result as u64);
     }
 }
 
@@ -173,11 +176,10 @@ fn opened(pid_tgid: u64, number: i64, args: [u64; 4], result: i64) -> Option<(i3
     connections::role((pid_tgid >> 32) as u32, fd).map(|role| (result as i32, role))
 }
 
-/// `pid_tgid` of the current thread if its process is a target.
+/// The current thread's process, if that is a target.
 #[inline(always)]
-fn target_thread() -> Option<u64> {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    processes::target((pid_tgid >> 32) as u32).map(|_| pid_tgid)
+fn target_of(pid_tgid: u64) -> Option<&'static Target> {
+    processes::target((pid_tgid >> 32) as u32)
 }
 
 /// A wait on a set of descriptors is over. One descriptor is how a blocking
@@ -186,16 +188,14 @@ fn target_thread() -> Option<u64> {
 ///
 /// Looked at when it is over, because an attach may fall into it.
 #[inline(always)]
-fn wait(pid_tgid: u64, several: bool, epoll: bool) {
+fn wait(pid_tgid: u64, target: &Target, several: bool, epoll: bool) {
     let Some(thread) = threads::entry(pid_tgid) else {
         return;
     };
     threads::waited(thread);
     if several {
         threads::waits(thread, epoll);
-        if let Some(target) = processes::target((pid_tgid >> 32) as u32) {
-            contexts::waits(pid_tgid, target, thread);
-        }
+        contexts::waits(pid_tgid, target, thread);
     }
 }
 

@@ -82,6 +82,13 @@ pub(crate) fn is_sealed(
     true
 }
 
+/// Whether [`is_sealed`] would only say no: what a thread transfers on a
+/// connection that is known to carry no TLS, outside any call of OpenSSL.
+#[inline(always)]
+pub(crate) fn is_plain(thread: &Thread, connection: &Connection) -> bool {
+    connection.tls == tls::PLAIN && thread.flags & thread_flag::IN_TLS == 0
+}
+
 /// Whether what goes through the connection may be TLS records.
 #[inline(always)]
 pub(crate) fn may_be_sealed(connection: &Connection) -> bool {
@@ -304,7 +311,8 @@ pub(crate) fn begins_write(ctx: &ProbeContext, extended: bool) {
     let (Some(target), Some(thread)) = (processes::target(pid), threads::entry(pid_tgid)) else {
         return;
     };
-    if connection.muted != 0 || stacks::moment_of(target, connection).is_none() {
+    let walk = stacks::moment_of(target, connection);
+    if connection.muted != 0 || walk.moments == 0 {
         return;
     }
     let place = contexts::place(target, thread);
@@ -312,7 +320,7 @@ pub(crate) fn begins_write(ctx: &ProbeContext, extended: bool) {
     if connection.role != role::SERVER {
         finding = contexts::current_owner(pid, target, thread, place);
     }
-    stacks::at_queue(ctx, pid_tgid, target, place, connection, finding);
+    stacks::at_queue(ctx, pid_tgid, target, place, connection, walk, finding);
 }
 
 /// Notes the call; the connection that carries its session, if it is known.

@@ -17,6 +17,8 @@ mod py314t;
 mod py38;
 mod py39;
 
+use core::ops::RangeInclusive;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Stands for a field that the version does not have.
@@ -655,9 +657,24 @@ pub struct Instance {
     pub inline_values: u32,
 }
 
+/// How many words behind `thread_id` a `PyThreadState` has `context`.
+pub const CONTEXT_BEHIND_ID: RangeInclusive<usize> = 7..=9;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_context_lies_behind_the_threads_id() {
+        for (series, layout) in &LAYOUTS {
+            let distance = layout.tstate.context - layout.tstate.thread_id;
+            assert!(distance.is_multiple_of(8), "{series:?}");
+            assert!(
+                CONTEXT_BEHIND_ID.contains(&(distance as usize / 8)),
+                "{series:?}"
+            );
+        }
+    }
 
     #[test]
     fn finds_every_series_and_no_other() {

@@ -190,8 +190,8 @@ pub struct Data {
     pub at: u64,
     /// Whose event it is.
     pub owner: Owner,
-    /// Address of the thread's current `PyContext`, or 0.
-    pub context: u64,
+    /// Zero.
+    pub pad: u64,
     /// The last bytes of the transfer; zeros where all of it was copied.
     pub tail: [u8; TAIL],
 }
