@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use abi::record::{
     self, Close, Data, Frame, Open, Owner, Process, QUERY_NAME, Query, QueryEnd, Stack, TlsJoin,
-    Traceback, Value, query_flag,
+    Traceback, Value, query_flag, stack_flag,
 };
 use aya::maps::{MapData, RingBuf};
 use zerocopy::FromBytes;
@@ -69,7 +69,14 @@ impl Source {
             count += 1;
             match decode(&item) {
                 Some(event) => {
-                    if take(event).is_break() {
+                    let query = begun(&event);
+                    let mut flow = take(event);
+                    if let Some(query) = query
+                        && flow.is_continue()
+                    {
+                        flow = take(Event::Query(query));
+                    }
+                    if flow.is_break() {
                         break;
                     }
                 }
@@ -84,6 +91,25 @@ impl AsFd for Source {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.ring.as_fd()
     }
+}
+
+/// The begin of a statement that the record of its stack stands for.
+fn begun(event: &Event<'_>) -> Option<Query> {
+    let Event::Stack(StackEvent { stack, .. }) = event else {
+        return None;
+    };
+    (stack.flags & stack_flag::BEGINS != 0).then(|| Query {
+        kind: record::kind::QUERY,
+        rule: stack.rule,
+        part: stack.flags >> stack_flag::PART_SHIFT,
+        pad: 0,
+        pid: stack.pid,
+        tid: stack.tid,
+        pad2: 0,
+        id: stack.conn,
+        at: stack.at,
+        owner: stack.owner,
+    })
 }
 
 /// Decodes one record; none if kind or length are wrong.
@@ -315,6 +341,23 @@ mod tests {
         match decode(bytes)? {
             Event::Stack(event) => Some(event),
             other => panic!("decoded {other:?}"),
+        }
+    }
+
+    #[test]
+    fn gives_the_statement_that_a_stack_stands_for() {
+        let mut stack = Stack::read_from_bytes(&[0; size_of::<Stack>()]).expect("size");
+        stack.kind = record::kind::STACK;
+        stack.rule = record::rule::THREAD;
+        stack.conn = 7;
+        stack.at = 9;
+        let query = |stack: &Stack| begun(&Event::Stack(decoded(stack.as_bytes())?));
+        assert!(query(&stack).is_none());
+        for part in record::query_part::SINGLE..=record::query_part::FAILED {
+            stack.flags = stack_flag::BEGINS | stack_flag::ENDED | part << stack_flag::PART_SHIFT;
+            let query = query(&stack).expect("begins");
+            assert_eq!((query.part, query.rule), (part, record::rule::THREAD));
+            assert_eq!((query.id, query.at), (7, 9));
         }
     }
 

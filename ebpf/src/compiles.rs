@@ -106,19 +106,20 @@ pub(crate) fn ends(ctx: &ProbeContext) {
     thread.compiled.entry = arch::place(ctx);
     if !stacks::at_query(ctx, pid_tgid, target, place, &query, finding) {
         emit::record(&query, Counter::QueryRingFull);
-        told(&query);
+        told(query.id);
     }
 }
 
 /// The begin of a statement that does not compile was told: so is its end.
 #[inline(always)]
-pub(crate) fn told(query: &Query) {
+pub(crate) fn told(id: u64) {
     let pid_tgid = bpf_get_current_pid_tgid();
+    let pid = (pid_tgid >> 32) as u32;
     if let Some(thread) = threads::known(pid_tgid) {
         let compiled = thread.compiled;
         thread.compiled.text = 0;
-        if let Some(layout) = sqlite::layout_at(compiled.entry, query.pid) {
-            sqlite::failed(layout, query.id, query.pid, &compiled, false);
+        if let Some(layout) = sqlite::layout_at(compiled.entry, pid) {
+            sqlite::failed(layout, id, pid, &compiled, false);
         }
     }
 }

@@ -367,7 +367,7 @@ pub(crate) fn sqlite_compiled(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Continues a walk whose stack is that of a statement that begins.
+/// Continues a walk whose stack is that of a statement that does not compile.
 #[uprobe]
 pub(crate) fn query_begun(_: ProbeContext) -> u32 {
     sqlite::begun();

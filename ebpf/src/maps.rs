@@ -5,7 +5,7 @@ use abi::map::{
     CodeKey, Connection, Descriptor, Filter, Layout, Recipes, SqliteCaller, SqliteLayout,
     SqlitePlace, Target,
 };
-use abi::record::{Data, Owner, Query, Stack};
+use abi::record::{Data, Owner, Stack};
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
@@ -229,7 +229,8 @@ pub(crate) struct Walk {
     pub(crate) layout: u32,
     /// Non-zero: the walker has begun.
     pub(crate) started: u32,
-    /// Non-zero: a transfer waits for the walk's end.
+    /// Non-zero: a transfer waits for the walk's end, or the end of a statement
+    /// that does not compile.
     pub(crate) transfer: u32,
     /// Values that may still be looked for.
     pub(crate) left: u32,
@@ -263,8 +264,6 @@ pub(crate) struct Walk {
     pub(crate) hits: [Hit; MAX_HITS],
     /// The exception that is being copied.
     pub(crate) exception: Raised,
-    /// What waits for the walk's end if [`Query::id`] is not 0.
-    pub(crate) query: Query,
     /// The record's beginning; the rest follows it.
     pub(crate) stack: Stack,
     /// Frames and values, with room for a length that is not checked yet.
@@ -287,7 +286,7 @@ pub(crate) struct StatementKey {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Statement {
-    /// See [`Query::id`]; 0 if the run is over.
+    /// See [`abi::record::Query::id`]; 0 if the run is over.
     pub(crate) id: u64,
     /// See [`statement_part`].
     pub(crate) part: u64,
@@ -321,7 +320,7 @@ pub(crate) struct SqliteCall {
     pub(crate) many: u64,
     /// The Python frame that called it.
     pub(crate) frame: u64,
-    /// [`Query::id`] of what it runs; 0 if it has run nothing yet.
+    /// [`abi::record::Query::id`] of what it runs; 0 if it has run nothing yet.
     pub(crate) id: u64,
     /// The first statement, and its connection.
     pub(crate) statement: u64,

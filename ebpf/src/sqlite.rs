@@ -194,14 +194,12 @@ fn goes_on(key: StatementKey, entry: *mut Statement, thread: &Thread) {
     emit::record(&query, Counter::QueryRingFull);
 }
 
-/// The stack of a statement that begins was walked.
+/// The stack of a statement that does not compile was told, and its begin with
+/// it.
 #[inline(always)]
 pub(crate) fn begun() {
-    if let Some(query) = stacks::waiting() {
-        emit::record(&query, Counter::QueryRingFull);
-        if query.part == query_part::FAILED {
-            compiles::told(&query);
-        }
+    if let Some(id) = stacks::waiting() {
+        compiles::told(id);
     }
 }
 

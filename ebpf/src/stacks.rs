@@ -8,7 +8,9 @@
 
 use abi::counter::Counter;
 use abi::map::{CodeKey, Connection, Filter, INNERMOST, Target, recipes_flag, target_flag};
-use abi::record::{Data, Frame, Query, Stack, direction, kind, moment, role, stack_flag};
+use abi::record::{
+    Data, Frame, Query, Stack, direction, kind, moment, query_part, role, stack_flag,
+};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
@@ -108,7 +110,8 @@ impl Chain for ProbeContext {
         unsafe { FUNCTION_STEPS.tail_call(self, step) };
     }
 
-    /// The system call is still to come: what may wait is a statement.
+    /// The system call is still to come: what may wait is the end of a
+    /// statement that does not compile.
     #[inline(always)]
     fn transfer(&self) {
         self.go(step::QUERY);
@@ -467,7 +470,12 @@ pub(crate) fn finish<C: Chain>(ctx: &C, walk: &mut Walk) {
             add(Counter::StackReads, walk.scratch.windows.reads());
             count(Counter::RecordsWritten);
         }
-        Err(_) => count(Counter::StackRingFull),
+        Err(_) => {
+            count(Counter::StackRingFull);
+            if walk.stack.flags & stack_flag::BEGINS != 0 {
+                count(Counter::QueryRingFull);
+            }
+        }
     }
     // A statement that waits is in the walk.
     if transfer == 0 || C::SCRATCH == chain::SYSCALL {
@@ -549,7 +557,7 @@ pub(crate) fn at_queue(
 }
 
 /// A statement of a database in the process begins: walks, and tells of it
-/// after the stack. False if there is no walk.
+/// with the stack. False if there is no walk.
 ///
 /// The database has the statement as the application wrote it, so that no
 /// frame is asked for that.
@@ -575,19 +583,19 @@ pub(crate) fn at_query(
     let Some(walk) = prepare::<ProbeContext>(pid_tgid, target, place, about) else {
         return false;
     };
-    walk.query = *query;
-    walk.transfer = 1;
+    walk.stack.flags = stack_flag::BEGINS | query.part << stack_flag::PART_SHIFT;
+    walk.transfer = u32::from(query.part == query_part::FAILED);
     ctx.go(step::FRAMES);
     give_up::<ProbeContext>();
     false
 }
 
-/// The statement that the walk, which has ended, was about.
+/// The id of the statement that the walk, which has ended, was about.
 #[inline(always)]
-pub(crate) fn waiting() -> Option<Query> {
-    let query = current::<ProbeContext>().map(|walk| walk.query);
+pub(crate) fn waiting() -> Option<u64> {
+    let id = current::<ProbeContext>().map(|walk| walk.stack.conn);
     <ProbeContext as Chain>::release();
-    query
+    id
 }
 
 /// The kernel did not let the walk begin.

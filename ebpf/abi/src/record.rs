@@ -424,6 +424,11 @@ pub mod stack_flag {
     /// The last frame is one of those that a walk may end at, see
     /// [`crate::map::target_flag::ENDS`].
     pub const ENDED: u8 = 8;
+    /// It is that of a statement which begins to run, and stands for its
+    /// [`super::Query`]: [`super::Stack::conn`] is the id.
+    pub const BEGINS: u8 = 16;
+    /// From this bit on the [`super::query_part`] of that statement.
+    pub const PART_SHIFT: u8 = 5;
 }
 
 /// Where a thread was in Python, and what its frames held.
@@ -453,7 +458,8 @@ pub struct Stack {
     pub values_len: u32,
     /// [`crate::map::Target::group`]: whose recipes were run.
     pub group: u32,
-    /// Connection id at [`moment::RESPONSE`] and [`moment::REQUEST`], else 0.
+    /// Connection id at [`moment::RESPONSE`] and [`moment::REQUEST`], or
+    /// [`Query::id`]; else 0.
     pub conn: u64,
     /// When.
     pub at: u64,
