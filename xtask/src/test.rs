@@ -189,6 +189,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .env("OTEL_EBPF_ROOTS", roots::directory())
         .env("OTEL_EBPF_ATTRIBUTION", attribution::directory())
         .env("OTEL_EBPF_PY_SPY", environments.tools.program("py-spy"))
+        .env("OTEL_EBPF_ROTEL_PYTHON", environments.tools.python())
         .env("OTEL_EBPF_MISSING_ROOTS", names.join(":"));
         if !missing.is_empty() {
             live.env("OTEL_EBPF_ALLOW_MISSING_PYTHONS", "1");
