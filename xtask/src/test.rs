@@ -24,10 +24,11 @@ const MINORS: RangeInclusive<u32> = 8..=13;
 /// start programs that nobody has written a moment ago, and measure nothing.
 /// Of the models of the attribution suite two run at a time whatever is said
 /// here: with two groups there are always two.
-const PAIRED: [&str; 10] = [
+const PAIRED: [&str; 11] = [
     "attribution",
     "cli",
     "databases",
+    "evictions",
     "frameworks",
     "greenlets",
     "http",
