@@ -98,7 +98,7 @@ fn begun(event: &Event<'_>) -> Option<Query> {
     let Event::Stack(StackEvent { stack, .. }) = event else {
         return None;
     };
-    (stack.flags & stack_flag::BEGINS != 0).then(|| Query {
+    (stack.flags & stack_flag::BEGINS != 0).then_some(Query {
         kind: record::kind::QUERY,
         rule: stack.rule,
         part: stack.flags >> stack_flag::PART_SHIFT,

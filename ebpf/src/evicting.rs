@@ -40,6 +40,18 @@ pub(crate) fn remove<K, V>(map: &LruHashMap<K, V>, table: Evicting, key: &K) {
     }
 }
 
+/// An entry that was there without counting, as it held nothing, counts.
+#[inline(always)]
+pub(crate) fn taken(table: Evicting) {
+    add(table, 1);
+}
+
+/// An entry counts no more, as it holds nothing.
+#[inline(always)]
+pub(crate) fn emptied(table: Evicting) {
+    add(table, u64::MAX);
+}
+
 /// Adds to what a table should hold, around the end of the numbers.
 #[inline(always)]
 fn add(table: Evicting, n: u64) {

@@ -326,6 +326,7 @@ fn note(key: StatementKey, entry: *mut Statement, id: u64, part: u64) {
         // SAFETY: as in `run`. The entry may be another statement's by now:
         // the seal tells that it is not.
         unsafe { *entry = value };
+        evicting::taken(Evicting::Statements);
         return;
     }
     if !evicting::insert(&STATEMENTS, Evicting::Statements, &key, &value) {
@@ -339,6 +340,7 @@ fn over(entry: *mut Statement) {
     if !entry.is_null() {
         // SAFETY: as in `note`.
         unsafe { (*entry).id = 0 };
+        evicting::emptied(Evicting::Statements);
     }
 }
 

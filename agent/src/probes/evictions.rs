@@ -79,7 +79,7 @@ struct Table {
     table: Evicting,
     counter: &'static str,
     capacity: u64,
-    /// How many entries it has, counted one by one.
+    /// How many entries it has that count, one by one.
     count: Box<dyn Fn() -> u64 + Send>,
 }
 
@@ -94,7 +94,7 @@ impl Evictions {
             table::<16, 32>(ebpf, Work, "WORK", "kernel.evicted.work")?,
             table::<16, 40>(ebpf, Sessions, "SESSIONS", "kernel.evicted.tls_sessions")?,
             table::<72, 24>(ebpf, Records, "RECORDS", "kernel.evicted.tls_records")?,
-            table::<16, 24>(ebpf, Statements, "STATEMENTS", "kernel.evicted.statements")?,
+            statements(ebpf, Statements, "STATEMENTS", "kernel.evicted.statements")?,
         ];
         let (muted, muted_capacity) = take(ebpf, "MUTED")?;
         Ok(Self {
@@ -160,6 +160,27 @@ fn table<const K: usize, const V: usize>(
         counter,
         capacity,
         count: Box::new(move || keys(&map, capacity)),
+    })
+}
+
+/// That of statements, of which those that run count: the others' ids are 0.
+fn statements(
+    ebpf: &mut Ebpf,
+    table: Evicting,
+    name: &'static str,
+    counter: &'static str,
+) -> Result<Table, ProbeError> {
+    let (map, capacity) = take::<[u8; 16], [u64; 3]>(ebpf, name)?;
+    let count = move || {
+        let entries = map.iter().take_while(Result::is_ok).flatten();
+        let entries = entries.take(usize::try_from(capacity).unwrap_or(usize::MAX));
+        entries.filter(|(_, [id, ..])| *id != 0).count() as u64
+    };
+    Ok(Table {
+        table,
+        counter,
+        capacity,
+        count: Box::new(count),
     })
 }
 
