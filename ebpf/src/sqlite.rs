@@ -8,7 +8,7 @@
 
 use abi::counter::{Counter, Evicting};
 use abi::map::{SqliteLayout, SqlitePlace};
-use abi::record::{Owner, QUERY_NAME, Query, QueryEnd, kind, query_flag, query_part, rule};
+use abi::record::{QUERY_NAME, Query, QueryEnd, kind, query_flag, query_part};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_user_str};
 use aya_ebpf::programs::ProbeContext;
@@ -178,20 +178,7 @@ fn goes_on(key: StatementKey, entry: *mut Statement, thread: &Thread) {
         return note(key, entry, id, statement_part::REPEATED);
     }
     note(key, entry, id, statement_part::TOLD);
-    let query = Query {
-        kind: kind::QUERY,
-        rule: rule::NONE,
-        part: query_part::FURTHER,
-        pad: 0,
-        pid: key.pid,
-        tid: 0,
-        pad2: 0,
-        id,
-        // SAFETY: the helper has no preconditions.
-        at: unsafe { bpf_ktime_get_ns() },
-        owner: Owner { conn: 0, offset: 0 },
-    };
-    emit::record(&query, Counter::QueryRingFull);
+    calls::further(key.pid, id);
 }
 
 /// The stack of a statement that does not compile was told, and its begin with
@@ -295,7 +282,7 @@ pub(crate) fn ends(ctx: &ProbeContext) {
 /// statements are run again: that costs less than to remove and to make it.
 #[inline(always)]
 fn entry(key: StatementKey) -> *mut Statement {
-    STATEMENTS.get_ptr_mut(key).unwrap_or(core::ptr::null_mut())
+    STATEMENTS.get_ptr_mut(key).unwrap_or_default()
 }
 
 /// The id of a statement's run, and what it is to a call: see
