@@ -23,10 +23,15 @@ pub(crate) fn insert<K, V>(map: &LruHashMap<K, V>, table: Evicting, key: &K, val
     map.insert(key, value, BPF_EXIST as u64).is_ok()
 }
 
-/// Makes or replaces an entry; whether it is there.
+/// Makes an entry, or writes the one that is there in its place: to replace it
+/// the kernel would take a free element, which may evict another entry. Whether
+/// it is there. The value must bear a seal.
 #[inline(always)]
-pub(crate) fn put<K, V>(map: &LruHashMap<K, V>, table: Evicting, key: &K, value: &V) -> bool {
-    if map.get_ptr(key).is_some() && map.insert(key, value, BPF_EXIST as u64).is_ok() {
+pub(crate) fn put<K, V: Copy>(map: &LruHashMap<K, V>, table: Evicting, key: &K, value: &V) -> bool {
+    if let Some(entry) = map.get_ptr_mut(key) {
+        // SAFETY: the map's values outlive the program run. If this one was
+        // evicted just now, it is another key's, whose seal it does not bear.
+        unsafe { *entry = *value };
         return true;
     }
     insert(map, table, key, value)
