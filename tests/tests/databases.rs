@@ -297,10 +297,13 @@ fn tells_statements_as_the_application_wrote_them() {
     let scene = Scene::start(Service::gunicorn("databases_flask"));
     let agent = scene.attach();
     scene.get("/statements");
-    agent.spans_under("/statements", 9).expect("the queries");
+    scene.get("/forms");
+    agent.spans_under("/forms", 7).expect("the queries");
     let ended = agent.stop().expect("the agent ends");
-    let server = only(&ended.spans, Kind::Server, "/statements");
-    let mut found = children(&ended.spans, server);
+    let mut found: Vec<&Span> = ["/statements", "/forms"]
+        .iter()
+        .flat_map(|path| children(&ended.spans, only(&ended.spans, Kind::Server, path)))
+        .collect();
     found.retain(|span| span.text("db.query.text").contains("items"));
     found.sort_by_key(|span| span.start);
     let texts: Vec<&str> = found
@@ -312,6 +315,8 @@ fn tells_statements_as_the_application_wrote_them() {
         ["name = %s"; 150].join(" or ")
     );
     assert!(long.len() > 1024);
+    let bytes = long.replace("select id", "select  id");
+    let bytes = bytes.replace("where ", "where /* café */ ");
     assert_eq!(
         texts,
         [
@@ -325,6 +330,14 @@ fn tells_statements_as_the_application_wrote_them() {
             "select  name from items where name = %s",
             "select  name from items where name = %s",
             &long,
+            "select  id from items where name = %s",
+            "select  id from items where name >= %s",
+            "select  id from items where name <= %s",
+            "select  id from items where name < %s",
+            "select  id from items where name > %s",
+            // Put together of several texts: as it was sent.
+            "select  id from \"items\" where name like ?",
+            &bytes,
         ]
     );
     assert!(!format!("{:?}", ended.spans).contains("secret"));
