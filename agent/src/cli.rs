@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::config::ExportArgs;
+use crate::probes::TableEntries;
 
 /// Traces running Python services from outside, without touching them.
 ///
@@ -48,10 +49,10 @@ pub struct Options {
     /// Load every BPF program, print what the verifier counted, and end
     #[arg(long, hide = true)]
     pub load_only: bool,
-    /// Room in each of the kernel side's tables that evict their least used,
-    /// and in that of threads, entries: to see what comes of it
-    #[arg(long, hide = true, value_name = "ENTRIES", value_parser = clap::value_parser!(u32).range(1..))]
-    pub table_entries: Option<u32>,
+    /// Room in one of the kernel side's tables that evict their least used or
+    /// in that of threads, entries, or in each of them: to see what comes of it
+    #[arg(long, hide = true, value_name = "[TABLE=]ENTRIES", value_parser = TableEntries::parse)]
+    pub table_entries: Option<TableEntries>,
     /// Also write what the kernel side reports to this file, for replay
     #[arg(long, hide = true, value_name = "PATH")]
     pub record_events: Option<PathBuf>,

@@ -24,6 +24,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 
 use self::evictions::Evictions;
+pub use self::evictions::TableEntries;
 use self::loading::load_programs;
 use self::undertaker::Undertaker;
 use crate::source::Source;
@@ -107,18 +108,6 @@ const BIRTHS: [(Holder, &str, &str); 8] = [
     (Holder::R15, "copied_in_r15", "created_in_r15"),
 ];
 
-/// Tables that evict the least used, which costs a parent, a join, a span of
-/// SQLite or what a TLS session transfers, and never gives a wrong parent.
-const EVICTING: [&str; 7] = [
-    "MUTED",
-    "CONTEXTS",
-    "GREENLETS",
-    "WORK",
-    "SESSIONS",
-    "RECORDS",
-    "STATEMENTS",
-];
-
 /// Why the kernel side could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
@@ -162,7 +151,7 @@ pub struct ProbeSettings {
     /// Whether the kernel side may log through aya-log.
     pub kernel_log: bool,
     /// Room in the tables that evict, if it is not as they have it.
-    pub table_entries: Option<u32>,
+    pub table_entries: Option<TableEntries>,
 }
 
 /// A place in a file where a function probe goes.
@@ -305,9 +294,9 @@ impl Probes {
             .override_global("KERNEL_OFFSETS", &settings.offsets, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .map_max_entries("EVENTS", settings.ring_bytes);
-        for name in EVICTING.into_iter().chain(["THREADS"]) {
-            if let Some(entries) = settings.table_entries {
-                loader.map_max_entries(name, entries);
+        if let Some(room) = settings.table_entries {
+            for name in room.tables() {
+                loader.map_max_entries(name, room.entries);
             }
         }
         let mut ebpf = loader.load(OBJECT)?;

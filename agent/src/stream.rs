@@ -288,7 +288,7 @@ mod tests {
     use proptest::prelude::*;
     use zerocopy::FromZeros;
 
-    use super::connection::{ONE_WAY, TRIES_OLD};
+    use super::connection::{ONE_WAY, REMIND, TRIES_OLD};
     use super::*;
     use crate::attribute::Value;
     use crate::protocol::Endpoint;
@@ -716,6 +716,21 @@ mod tests {
         assert_eq!(wire.streams.len(), 1);
     }
 
+    /// The kernel's table of them evicts.
+    #[test]
+    fn a_connection_that_is_told_of_after_all_is_muted_again() {
+        let mut wire = server();
+        wire.received("\x16\x03\x01");
+        wire.sent("\x16\x03\x03");
+        assert_eq!(wire.brief(), "mute 1");
+        for _ in 0..REMIND {
+            assert_eq!(wire.brief(), "");
+            wire.received(GET);
+        }
+        assert_eq!(wire.brief(), "mute 1");
+        assert_eq!(wire.streams.stats.unknown_protocol.value(), 1);
+    }
+
     #[test]
     fn old_connections_get_longer_to_show_a_protocol() {
         let mut wire = Wire::default();
@@ -782,7 +797,7 @@ mod tests {
         // What goes on for ever is no body.
         let mut wire = Wire::default();
         wire.open(1, 1, Some(Role::Client), true);
-        for _ in 0..TRIES_OLD * ONE_WAY {
+        for _ in 0..=(TRIES_OLD - 1) * ONE_WAY {
             wire.received("\0");
         }
         assert_eq!(wire.brief(), "mute 1");

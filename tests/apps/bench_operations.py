@@ -1,7 +1,8 @@
 """What the benchmark counts of an interpreter itself: for each line on its
 standard input it prints one of JSON, nanoseconds for each `create_task` that
-is awaited (`create_task`), for each `copy_context().run` (`copy_context`) and
-for each row that SQLite finds by its primary key (`sqlite_select`).
+is awaited (`create_task`), for each `copy_context().run` (`copy_context`), for
+each row that SQLite finds by its primary key (`sqlite_select`) and for each
+system call that is of no interest (`getppid`).
 
 Of several short runs the fastest counts: what else the machine does only adds.
 """
@@ -9,6 +10,7 @@ Of several short runs the fastest counts: what else the machine does only adds.
 import asyncio
 import contextvars
 import json
+import os
 import sqlite3
 import sys
 import time
@@ -17,6 +19,7 @@ RUNS = 15
 TASKS = 4000
 COPIES = 8000
 QUERIES = 4000
+CALLS = 50000
 
 
 async def nothing():
@@ -65,6 +68,16 @@ def of_queries():
     return best / QUERIES
 
 
+def of_calls():
+    best = float("inf")
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            os.getppid()
+        best = min(best, time.perf_counter() - start)
+    return best / CALLS
+
+
 def main():
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -72,6 +85,7 @@ def main():
             "create_task": asyncio.run(of_tasks()) * 1e9,
             "copy_context": of_copies() * 1e9,
             "sqlite_select": of_queries() * 1e9,
+            "getppid": of_calls() * 1e9,
         }
         print(json.dumps(measured), flush=True)
 

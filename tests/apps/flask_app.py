@@ -11,6 +11,7 @@ from flask import Flask, Response, abort, jsonify, request
 from markupsafe import escape
 
 import handoffs
+import sessions
 from client import BlockingClients, context_headers, with_query
 
 app = Flask(__name__)
@@ -78,6 +79,16 @@ def downstream():
         clients.get(library, with_query(url, id=tag, call=call), headers) for call in range(count)
     ]
     return jsonify(answers)
+
+
+@app.get("/sessions/<way>")
+def many_sessions(way):
+    """What `sessions` does with the calls."""
+    url = os.environ["APP_DOWNSTREAM"]
+    tag = request.args.get("id", "none")
+    count = request.args.get("n", default=1, type=int)
+    sessions.WAYS[way]([with_query(url, id=tag, call=call) for call in range(count)])
+    return "done\n"
 
 
 @app.get("/handoff/<way>")

@@ -8,7 +8,8 @@ with asyncio's streams, which make one for each connection, and `threads` with
 `/downstream` makes `n` calls, one after the other, `/gather` all at once and
 `/to_thread` all at once in threads; each carries the request's id and a number
 of its own. `/idle?ms=N` only waits. `APP_DOWNSTREAM` is the base URL that they
-call. Their connections are kept in a pool that all requests share, and that a
+call. What begins with a zero byte is no request: `asyncio` sends it back as it
+came. Their connections are kept in a pool that all requests share, and that a
 task or thread of no request has filled. With `APP_IDENTITY`, a key and a
 certificate, it serves over TLS; `APP_AUTHORITY` is whom it trusts.
 """
@@ -162,6 +163,9 @@ class Protocol(asyncio.Protocol):
         self.tasks = set()
 
     def data_received(self, data):
+        if data[:1] == b"\0":
+            self.transport.write(data)
+            return
         self.received += data
         while b"\r\n\r\n" in self.received:
             head, self.received = self.received.split(b"\r\n\r\n", 1)

@@ -46,6 +46,16 @@ def in_a_thread(id: str, n: int = 1):
     return {}
 
 
+@app.get("/cursors")
+def cursors(id: str, n: int = 1):
+    """All of them open at a time: each was asked for its first row."""
+    statements = [f'select ? as "{id}_{call}" from items' for call in range(n)]
+    opened = [connection().execute(statement, ("secret",)) for statement in statements]
+    for cursor in opened:
+        assert len(cursor.fetchall()) == 3
+    return {}
+
+
 def details(database):
     """One of each, on a connection of its own."""
     database.execute("select name from items where id = ?", (1,)).fetchone()

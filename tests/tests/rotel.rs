@@ -2,14 +2,15 @@
 //! gRPC and HTTP and passes on must be what we sent; and a live service's
 //! spans must come through it (that one needs root).
 //!
-//! Rotel comes from PyPI into `target/test-rotel`, once.
+//! `OTEL_EBPF_ROTEL_PYTHON` names the interpreter of the environment that Rotel is
+//! installed in.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use otel_ebpf::assemble::{Parent, Span};
 use otel_ebpf::attribute::Value;
 use otel_ebpf::batch::Processor;
@@ -21,6 +22,7 @@ use otel_ebpf::signal::traces::resource_spans;
 use otel_ebpf::stats::ExportStats;
 use otel_ebpf_tests::agent::AgentOptions;
 use otel_ebpf_tests::app::{Service, free_port};
+use otel_ebpf_tests::process::path_from;
 use otel_ebpf_tests::receiver::{Options, Receiver};
 use otel_ebpf_tests::trace::{Kind, from_received, only};
 
@@ -67,33 +69,26 @@ fn span(id: u8) -> Span {
     }
 }
 
-/// The path of the collector's binary; it is installed if it is not there.
-fn rotel() -> anyhow::Result<PathBuf> {
-    let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-rotel");
-    let binary = || -> Option<PathBuf> {
-        let versions = std::fs::read_dir(venv.join("lib")).ok()?;
-        versions
-            .flatten()
-            .map(|version| version.path().join("site-packages/rotel/rotel-agent"))
-            .find(|path| path.exists())
+/// The collector's command. It is linked against its interpreter's library,
+/// which may be where only that interpreter looks for it.
+fn rotel() -> anyhow::Result<Command> {
+    const WHERE: &str = "import importlib.util, sysconfig\n\
+                         print(importlib.util.find_spec('rotel').submodule_search_locations[0])\n\
+                         print(sysconfig.get_config_var('LIBDIR'))";
+    let python = path_from(
+        "OTEL_EBPF_ROTEL_PYTHON",
+        "../target/python/tools/bin/python",
+    )?;
+    let output = Command::new(&python).args(["-c", WHERE]).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let mut lines = text.lines();
+    let (Some(package), Some(libraries)) = (lines.next(), lines.next()) else {
+        let error = String::from_utf8_lossy(&output.stderr);
+        bail!("{} has no rotel: {error}", python.display());
     };
-    if let Some(binary) = binary() {
-        return Ok(binary);
-    }
-    let run = |command: &mut Command| {
-        let output = command
-            .output()
-            .with_context(|| format!("run {command:?}"))?;
-        ensure!(
-            output.status.success(),
-            "{command:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(())
-    };
-    run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
-    run(Command::new(venv.join("bin/python")).args(["-m", "pip", "install", "--quiet", "rotel"]))?;
-    binary().context("the package rotel holds no rotel-agent")
+    let mut command = Command::new(Path::new(package).join("rotel-agent"));
+    command.env("LD_LIBRARY_PATH", libraries);
+    Ok(command)
 }
 
 struct Running(Child);
@@ -116,13 +111,13 @@ struct Collector {
 
 impl Collector {
     fn start(receiver: &Receiver) -> anyhow::Result<Self> {
-        let binary = rotel()?;
+        let mut command = rotel()?;
         let folder = tempfile::tempdir()?;
         let free = || anyhow::Ok(free_port([127, 0, 0, 1].into())?.to_string());
         let (grpc, http) = (free()?, free()?);
         let log = std::fs::File::create(folder.path().join("log"))?;
         let running = Running(
-            Command::new(binary)
+            command
                 .args(["start", "--exporter", "otlp"])
                 .args(["--otlp-grpc-endpoint", &grpc, "--otlp-http-endpoint", &http])
                 .args([

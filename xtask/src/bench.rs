@@ -1,13 +1,20 @@
 //! `cargo xtask bench`: what tracing costs a service.
 //!
 //! Each service runs pinned to the first core; the load, the agent and the
-//! receiver of spans share the second. A round measures the service untraced,
-//! traced by the agent with and without stack walks, and under
-//! `opentelemetry-instrument`, each in a fresh process; the order turns from
-//! round to round, so that a machine that slows down favors nobody. Numbers are
+//! receiver of spans share the second. A machine's own speed changes from one
+//! second to the next by more than what is to be measured. So the service runs
+//! twice, untraced and traced by the agent, with or without stack walks, or by
+//! `opentelemetry-instrument`, and the load goes to the two by turns, for half
+//! a second each: what is told is the median over the pairs. The one that is
+//! not asked only waits. Each round begins with fresh processes. Numbers are
 //! reported beside the budgets and never fail the task: machines differ, ratios
 //! less so. Then `operations` measures what single operations cost more, in
 //! every version of Python.
+//!
+//! While an agent is attached to one of the two, the other passes its
+//! tracepoints as well, as does every process of the machine: some 50 ns for
+//! a system call, which the ratios do not contain. The operation `getppid`
+//! tells what they are.
 
 mod load;
 mod operations;
@@ -15,6 +22,7 @@ mod postgres;
 mod report;
 mod sink;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
@@ -26,7 +34,7 @@ use anyhow::{Context, Result, bail};
 
 use self::operations::Cost;
 use self::postgres::Postgres;
-use self::report::{AgentCost, Mode, Report, Run};
+use self::report::{AgentCost, Comparison, Mode, Pair, Report};
 use self::sink::Sink;
 use crate::python::{Venv, every_interpreter};
 use crate::service::{Agent, AgentOptions, Running, Server, Service};
@@ -36,11 +44,11 @@ use crate::{interrupt, parity, say, target};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// How long each measurement takes
-    #[arg(long, default_value_t = 10)]
-    seconds: u64,
-    /// How often everything is measured
+    /// How long each service is under load in a round, untraced and traced each
     #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// How often everything is measured, in fresh processes
+    #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Measures only the services whose name contains this
     #[arg(long)]
@@ -55,27 +63,49 @@ struct Subject {
     module: &'static str,
     server: Server,
     database: Database,
+    /// What the load asks for.
+    path: &'static str,
     /// What it is to keep of its throughput, per cent.
     allowed: u32,
     /// Further variables of its environment.
     env: &'static [(&'static str, &'static str)],
 }
 
-/// Where a service's items are.
+/// Where a service's items are, and in which environment what reads them is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Database {
     Sqlite,
-    /// The same, by Django's ORM.
-    DjangoSqlite,
+    /// The same, by SQLAlchemy.
+    SqlalchemySqlite,
     Postgres,
 }
 
+impl Database {
+    /// The environment's name and requirements, those of the in-process
+    /// instrumentations among them.
+    fn venv(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Sqlite => ("otel", "requirements-otel.txt"),
+            Self::SqlalchemySqlite | Self::Postgres => parity::DATABASES,
+        }
+    }
+}
+
+/// One item by its primary key.
+const ITEM: &str = "/items/7";
+/// A page of twenty.
+const PAGE: &str = "/items?limit=20";
+
+/// The first four do as little as such a service can, so that what tracing
+/// costs weighs most; the two after them are written as the frameworks'
+/// tutorials write it.
 const SUBJECTS: &[Subject] = &[
     Subject {
         name: "FastAPI + SQLite, uvicorn",
         module: "bench_fastapi",
         server: Server::Uvicorn,
         database: Database::Sqlite,
+        path: ITEM,
         allowed: 97,
         env: &[],
     },
@@ -84,6 +114,7 @@ const SUBJECTS: &[Subject] = &[
         module: "bench_postgres",
         server: Server::Uvicorn,
         database: Database::Postgres,
+        path: ITEM,
         allowed: 98,
         env: &[],
     },
@@ -92,6 +123,7 @@ const SUBJECTS: &[Subject] = &[
         module: "bench_flask",
         server: Server::GunicornThreads(8),
         database: Database::Sqlite,
+        path: ITEM,
         allowed: 97,
         env: &[],
     },
@@ -99,9 +131,28 @@ const SUBJECTS: &[Subject] = &[
         name: "Django + SQLite, gunicorn gthread",
         module: "bench_django",
         server: Server::GunicornThreads(8),
-        database: Database::DjangoSqlite,
+        database: Database::Sqlite,
+        path: ITEM,
         allowed: 97,
         env: &[("DJANGO_SETTINGS_MODULE", "bench_django_settings")],
+    },
+    Subject {
+        name: "FastAPI + SQLAlchemy + SQLite, uvicorn",
+        module: "bench_sqlalchemy",
+        server: Server::Uvicorn,
+        database: Database::SqlalchemySqlite,
+        path: PAGE,
+        allowed: 97,
+        env: &[],
+    },
+    Subject {
+        name: "FastAPI + SQLAlchemy + PostgreSQL, uvicorn",
+        module: "bench_sqlalchemy_async",
+        server: Server::Uvicorn,
+        database: Database::Postgres,
+        path: PAGE,
+        allowed: 98,
+        env: &[],
     },
 ];
 
@@ -111,39 +162,19 @@ const SERVICE_CORE: usize = 0;
 const OTHER_CORE: usize = 1;
 /// Before measuring, so that imports, caches and the first batch are over.
 const WARM_UP: Duration = Duration::from_secs(2);
-/// What the load asks for.
-const PATH: &str = "/items/7";
+/// How long one of the two is asked until it is the other's turn.
+const TURN: Duration = Duration::from_millis(500);
 /// How long the last batch may take to arrive: the SDK sends every five
 /// seconds.
 const LAST_BATCH: Duration = Duration::from_secs(7);
 
 struct Bench {
     agent: PathBuf,
-    untraced: Venv,
-    instrumented: Venv,
-    /// What has Django, untraced.
-    django: Option<Venv>,
-    postgres: Option<WithPostgres>,
-    measured: Duration,
-}
-
-/// What the services need that use PostgreSQL.
-struct WithPostgres {
-    untraced: Venv,
-    instrumented: Venv,
-    server: Postgres,
-}
-
-impl WithPostgres {
-    fn start() -> Result<Self> {
-        database_servers()?;
-        let (name, requirements) = parity::DATABASES;
-        Ok(Self {
-            untraced: Venv::ensure("databases", "requirements-databases.txt")?,
-            instrumented: Venv::ensure(name, requirements)?,
-            server: Postgres::start(OTHER_CORE)?,
-        })
-    }
+    /// By their names.
+    venvs: BTreeMap<&'static str, Venv>,
+    postgres: Option<Postgres>,
+    /// How many turns each of the two has.
+    turns: usize,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -173,45 +204,48 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let postgres = subjects
         .iter()
         .any(|subject| subject.database == Database::Postgres)
-        .then(WithPostgres::start)
+        .then(|| {
+            database_servers()?;
+            Postgres::start(OTHER_CORE)
+        })
         .transpose()?;
-    let django = subjects
-        .iter()
-        .any(|subject| subject.database == Database::DjangoSqlite)
-        .then(|| Venv::ensure("databases", "requirements-databases.txt"))
-        .transpose()?;
+    let mut venvs = BTreeMap::new();
+    for subject in &subjects {
+        let (name, requirements) = subject.database.venv();
+        if !venvs.contains_key(name) {
+            venvs.insert(name, Venv::ensure(name, requirements)?);
+        }
+    }
     let bench = Bench {
-        django,
-        postgres,
         agent,
-        untraced: Venv::ensure("apps", "requirements.txt")?,
-        instrumented: Venv::ensure("otel", "requirements-otel.txt")?,
-        measured: Duration::from_secs(options.seconds),
+        venvs,
+        postgres,
+        turns: (options.seconds * 1000 / TURN.as_millis() as u64) as usize,
     };
     interrupt::watch()?;
 
-    let mut modes = vec![Mode::Untraced, Mode::Agent, Mode::Frameless, Mode::Sdk];
-    modes.retain(|mode| !options.without_agent || !matches!(mode, Mode::Agent | Mode::Frameless));
-    let mut report = Report::new(options.seconds, options.rounds);
+    let modes: &[Mode] = match options.without_agent {
+        true => &[Mode::Sdk],
+        false => &[Mode::Agent, Mode::Frameless, Mode::Sdk],
+    };
+    let mut report = Report::new(TURN, bench.turns * options.rounds);
     for round in 0..options.rounds {
         for &subject in &subjects {
-            for mode in &modes {
-                interrupt::check()?;
-                let run = bench
-                    .measure(subject, *mode)
+            for mode in modes {
+                let comparison = bench
+                    .compare(subject, *mode)
                     .with_context(|| format!("{}, {}", subject.name, mode.name()))?;
                 say(format!(
-                    "round {} of {}: {}, {}: {:.0} requests/s",
+                    "round {} of {}: {}, {}: {:.1} % of the untraced throughput",
                     round + 1,
                     options.rounds,
                     subject.name,
                     mode.name(),
-                    run.throughput
+                    100.0 * comparison.throughput_ratio(),
                 ));
-                report.add(subject.name, subject.allowed, run);
+                report.add(subject.name, subject.allowed, comparison);
             }
         }
-        modes.rotate_left(1);
     }
 
     println!("{}", report.table());
@@ -244,82 +278,98 @@ impl Bench {
             .collect()
     }
 
-    fn measure(&self, subject: &Subject, mode: Mode) -> Result<Run> {
-        let directory = tempfile::tempdir()?;
+    /// The service, traced and not, under load by turns.
+    fn compare(&self, subject: &Subject, mode: Mode) -> Result<Comparison> {
+        let (one, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
         let sink = Sink::start(OTHER_CORE)?;
-        let service = self.service(subject, mode, sink.address(), directory.path())?;
-        let mut service = service.start()?;
+        let untraced = self.service(subject, None, one.path())?;
+        let mut untraced = untraced.start()?;
+        let sdk = (mode == Mode::Sdk).then(|| sink.address());
+        let traced = self.service(subject, sdk, other.path())?;
+        let mut traced = traced.start()?;
         let mut agent = match mode {
-            Mode::Agent => Some(self.attach(&service, sink.address(), &[])?),
-            Mode::Frameless => Some(self.attach(&service, sink.address(), &["--no-frames"])?),
+            Mode::Agent => Some(self.attach(&traced, sink.address(), &[])?),
+            Mode::Frameless => Some(self.attach(&traced, sink.address(), &["--no-frames"])?),
             Mode::Untraced | Mode::Sdk => None,
         };
 
-        load::run(service.address, PATH, WARM_UP, OTHER_CORE)?;
+        for service in [&untraced, &traced] {
+            load::run(service, subject.path, WARM_UP, OTHER_CORE)?;
+        }
         let before = agent.as_ref().map(cpu_time).transpose()?;
-        let load = load::run(service.address, PATH, self.measured, OTHER_CORE)?;
+        let mut pairs = Vec::new();
+        for turn in 0..self.turns {
+            interrupt::check()?;
+            let ask = |service: &Running| load::run(service, subject.path, TURN, OTHER_CORE);
+            // Who comes first alternates, so that what drifts favors nobody.
+            let (first, second) = match turn % 2 {
+                0 => (&untraced, &traced),
+                _ => (&traced, &untraced),
+            };
+            let loads = (ask(first)?, ask(second)?);
+            pairs.push(match turn % 2 {
+                0 => Pair::new(&loads.0, &loads.1),
+                _ => Pair::new(&loads.1, &loads.0),
+            });
+        }
         let after = agent.as_ref().map(cpu_time).transpose()?;
-        service.expect_running()?;
+        untraced.expect_running()?;
+        traced.expect_running()?;
 
         let cost = match (agent.take(), before, after) {
             (Some(mut agent), Some(before), Some(after)) => {
                 agent.expect_running()?;
                 let peak_kib = peak_memory(&agent)?;
                 let summary = agent.end()?;
+                let requests: usize = pairs.iter().map(|pair| pair.traced.requests).sum();
                 Some(AgentCost {
                     micros_per_request: after.saturating_sub(before).as_secs_f64() * 1e6
-                        / load.latencies.len().max(1) as f64,
+                        / requests.max(1) as f64,
                     peak_kib,
                     lost: report::lost(&summary)?,
                 })
             }
             _ => None,
         };
-        if mode == Mode::Untraced {
-            service.end()?;
-        } else {
-            if !sink.wait_for_bytes(LAST_BATCH) {
-                bail!("no spans arrived: what was measured was not tracing");
-            }
-            service.end()?;
+        if !sink.wait_for_bytes(LAST_BATCH) {
+            bail!("no spans arrived: what was measured was not tracing");
         }
-        Ok(Run::new(mode, &load, cost, sink.bytes()))
+        untraced.end()?;
+        traced.end()?;
+        Ok(Comparison {
+            mode,
+            pairs,
+            cost,
+            exported_bytes: sink.bytes(),
+        })
     }
 
+    /// The service; with the in-process SDK, if it has where to send spans.
     fn service<'a>(
         &'a self,
         subject: &Subject,
-        mode: Mode,
-        sink: SocketAddr,
+        sdk: Option<SocketAddr>,
         directory: &'a Path,
     ) -> Result<Service<'a>> {
-        let file = ("APP_DATABASE", directory.join("stock.db").into());
-        let (untraced, instrumented, database) = match subject.database {
-            Database::Sqlite => (&self.untraced, &self.instrumented, file),
-            Database::DjangoSqlite => {
-                let django = self.django.as_ref().context("no Django")?;
-                (django, &self.instrumented, file)
+        let (name, _) = subject.database.venv();
+        let venv = self.venvs.get(name).context("no Python environment")?;
+        let mut prefix = pinned_to(SERVICE_CORE);
+        let mut env = vec![match subject.database {
+            Database::Sqlite | Database::SqlalchemySqlite => {
+                ("APP_DATABASE", directory.join("stock.db").into())
             }
             Database::Postgres => {
-                let postgres = self.postgres.as_ref().context("no PostgreSQL")?;
-                let address = postgres.server.address.to_string().into();
-                let database = ("APP_POSTGRES", address);
-                (&postgres.untraced, &postgres.instrumented, database)
+                let server = self.postgres.as_ref().context("no PostgreSQL")?;
+                ("APP_POSTGRES", server.address.to_string().into())
             }
-        };
-        let venv = match mode {
-            Mode::Untraced | Mode::Agent | Mode::Frameless => untraced,
-            Mode::Sdk => instrumented,
-        };
-        let mut prefix = pinned_to(SERVICE_CORE);
-        let mut env = vec![database];
+        }];
         env.extend(
             subject
                 .env
                 .iter()
                 .map(|(name, value)| (*name, value.into())),
         );
-        if mode == Mode::Sdk {
+        if let Some(sink) = sdk {
             prefix.push(venv.program("opentelemetry-instrument").into());
             env.extend(
                 [
@@ -337,7 +387,7 @@ impl Bench {
         Ok(Service {
             module: subject.module,
             server: subject.server,
-            probe: PATH,
+            probe: subject.path,
             env,
             prefix,
             venv,

@@ -132,6 +132,24 @@ impl Running {
         pids
     }
 
+    /// What its threads have run on processors so far, in user space and in the
+    /// kernel (`/proc/PID/task/TID/schedstat`, Documentation/scheduler/sched-stats.rst).
+    pub(crate) fn cpu_time(&self) -> Result<Duration> {
+        let mut nanos = 0;
+        for pid in self.pids() {
+            for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+                // One that has ended meanwhile has used nothing that matters.
+                let Ok(line) = fs::read_to_string(thread?.path().join("schedstat")) else {
+                    continue;
+                };
+                let first = line.split_whitespace().next();
+                let ran: u64 = first.context("an empty schedstat")?.parse()?;
+                nanos += ran;
+            }
+        }
+        Ok(Duration::from_nanos(nanos))
+    }
+
     /// Ends the server and its workers.
     pub(crate) fn end(mut self) -> Result<()> {
         self.group.end().map(drop)

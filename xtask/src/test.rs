@@ -24,10 +24,11 @@ const MINORS: RangeInclusive<u32> = 8..=13;
 /// start programs that nobody has written a moment ago, and measure nothing.
 /// Of the models of the attribution suite two run at a time whatever is said
 /// here: with two groups there are always two.
-const PAIRED: [&str; 10] = [
+const PAIRED: [&str; 11] = [
     "attribution",
     "cli",
     "databases",
+    "evictions",
     "frameworks",
     "greenlets",
     "http",
@@ -189,6 +190,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .env("OTEL_EBPF_ROOTS", roots::directory())
         .env("OTEL_EBPF_ATTRIBUTION", attribution::directory())
         .env("OTEL_EBPF_PY_SPY", environments.tools.program("py-spy"))
+        .env("OTEL_EBPF_ROTEL_PYTHON", environments.tools.python())
         .env("OTEL_EBPF_MISSING_ROOTS", names.join(":"));
         if !missing.is_empty() {
             live.env("OTEL_EBPF_ALLOW_MISSING_PYTHONS", "1");

@@ -10,6 +10,60 @@ use aya::{Ebpf, Pod};
 
 use super::{ProbeError, map};
 
+/// Tables that evict the least used, which costs a parent, a join, a span of
+/// SQLite or what a TLS session transfers, and never gives a wrong parent.
+const EVICTING: [&str; 7] = [
+    "MUTED",
+    "CONTEXTS",
+    "GREENLETS",
+    "WORK",
+    "SESSIONS",
+    "RECORDS",
+    "STATEMENTS",
+];
+/// The table of threads, which evicts nothing.
+const THREADS: &str = "THREADS";
+
+/// Room in tables that is not as they have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableEntries {
+    /// One of them; otherwise all that evict, and that of threads.
+    table: Option<&'static str>,
+    /// How many entries.
+    pub(super) entries: u32,
+}
+
+impl TableEntries {
+    /// Reads `ENTRIES` or `TABLE=ENTRIES`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (table, entries) = match text.split_once('=') {
+            Some((table, entries)) => (Some(table), entries),
+            None => (None, text),
+        };
+        let table = table.map(|name| {
+            let known = sized().find(|known| *known == name);
+            known.ok_or_else(|| format!("there is no table {name} with room to set"))
+        });
+        match entries.parse() {
+            Ok(entries @ 1..) => Ok(Self {
+                table: table.transpose()?,
+                entries,
+            }),
+            _ => Err("it must be a number of entries, one at least".to_owned()),
+        }
+    }
+
+    /// Those that have this room.
+    pub(super) fn tables(self) -> impl Iterator<Item = &'static str> {
+        sized().filter(move |name| self.table.is_none_or(|table| table == *name))
+    }
+}
+
+/// The tables whose room can be set.
+fn sized() -> impl Iterator<Item = &'static str> {
+    EVICTING.into_iter().chain([THREADS])
+}
+
 /// The tables that evict, and what they should hold.
 pub(super) struct Evictions {
     tables: Vec<Table>,
@@ -130,4 +184,23 @@ fn keys<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>, capacity: u64) -> u64 {
     let keys = map.keys().take_while(Result::is_ok);
     keys.take(usize::try_from(capacity).unwrap_or(usize::MAX))
         .count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_set_in_one_table_or_in_all() {
+        let tables = |text| {
+            let room = TableEntries::parse(text).unwrap();
+            assert_eq!(room.entries, 64);
+            room.tables().collect::<Vec<_>>()
+        };
+        assert_eq!(tables("64").len(), EVICTING.len() + 1);
+        assert_eq!(tables("RECORDS=64"), ["RECORDS"]);
+        for wrong in ["", "0", "-1", "EVENTS=64", "RECORDS=", "=64", "RECORDS=0"] {
+            assert!(TableEntries::parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

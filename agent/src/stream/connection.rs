@@ -20,6 +20,9 @@ pub(super) const TRIES_OLD: u32 = 64;
 /// each other one way, the first and then one in so many are counted, or a long
 /// body would mute it before the next request. That is 4 GiB by 64 KiB each.
 pub(super) const ONE_WAY: u32 = 1024;
+/// After how many transfers of a muted connection the kernel is asked again to
+/// leave it out: it asks with every 16th, and may have forgotten by then.
+pub(super) const REMIND: u32 = 64;
 /// Bytes kept while the protocol is in doubt.
 const MAX_DOUBT: usize = 1024;
 
@@ -62,7 +65,10 @@ pub(super) enum State {
     /// A parser is at work.
     Known(Box<dyn Parser>),
     /// Of no interest.
-    Muted,
+    Muted {
+        /// Transfers that came all the same.
+        transfers: u32,
+    },
 }
 
 /// A transfer kept while the protocol is in doubt.
@@ -105,10 +111,15 @@ impl Stream {
         stats: &StreamStats,
         out: &mut Vec<Progress>,
     ) {
-        if let State::Doubt { .. } = self.state {
-            self.recognise(data, bytes, steps, stats, out);
-        } else {
-            self.feed(data, bytes, steps, stats, out);
+        match &mut self.state {
+            State::Doubt { .. } => self.recognise(data, bytes, steps, stats, out),
+            State::Known(_) => self.feed(data, bytes, steps, stats, out),
+            State::Muted { transfers } => {
+                *transfers = transfers.wrapping_add(1);
+                if transfers.is_multiple_of(REMIND) {
+                    out.push(Progress::Mute { conn: data.conn });
+                }
+            }
         }
     }
 
@@ -198,7 +209,7 @@ impl Stream {
                     *tries = tries.saturating_sub(1);
                 }
                 if *tries == 0 {
-                    self.state = State::Muted;
+                    self.state = State::Muted { transfers: 0 };
                     stats.of(Defect::UnknownProtocol).one();
                     out.push(Progress::Mute { conn: data.conn });
                 }
@@ -383,7 +394,7 @@ impl Stream {
                 }
                 Step::Mute(reason) => {
                     stats.of(reason).one();
-                    self.state = State::Muted;
+                    self.state = State::Muted { transfers: 0 };
                     out.push(Progress::Mute { conn });
                 }
             }

@@ -97,7 +97,7 @@ impl Stream {
                         held: Vec::new(),
                     };
                 }
-                State::Muted => {}
+                State::Muted { .. } => {}
             }
         }
         let way = usize::from(data.direction & 1);

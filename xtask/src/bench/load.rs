@@ -10,6 +10,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::http::Client;
 use crate::interrupt;
+use crate::service::Running;
 
 /// Enough to keep one core of Python busy, as a proxy in front of it would.
 const CONNECTIONS: usize = 16;
@@ -20,10 +21,14 @@ pub(super) struct Load {
     pub(super) latencies: Vec<Duration>,
     /// From the first request to the last answer.
     pub(super) took: Duration,
+    /// What the service's processes used of their core meanwhile.
+    pub(super) cpu: Duration,
 }
 
 /// Sends requests for this long; an answer other than 200 fails.
-pub(super) fn run(server: SocketAddr, path: &str, length: Duration, core: usize) -> Result<Load> {
+pub(super) fn run(service: &Running, path: &str, length: Duration, core: usize) -> Result<Load> {
+    let server = service.address;
+    let before = service.cpu_time()?;
     let start = Instant::now();
     let end = start + length;
     let results: Vec<Result<Vec<Duration>>> = thread::scope(|scope| {
@@ -49,7 +54,11 @@ pub(super) fn run(server: SocketAddr, path: &str, length: Duration, core: usize)
         latencies.extend(result?);
     }
     latencies.sort_unstable();
-    Ok(Load { latencies, took })
+    Ok(Load {
+        latencies,
+        took,
+        cpu: service.cpu_time()?.saturating_sub(before),
+    })
 }
 
 /// Keeps the calling thread on one core.

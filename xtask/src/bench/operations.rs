@@ -1,8 +1,9 @@
-//! What tracing adds to `create_task`, to `copy_context().run` and to a query of
-//! SQLite's by primary key, in each version of Python.
+//! What tracing adds to `create_task`, to `copy_context().run`, to a query of
+//! SQLite's by primary key and to a system call, in each version of Python.
 //!
 //! The first two make a context, and the agent has a probe where contexts come
-//! into being; a query passes three. The same process is measured untraced,
+//! into being; a query passes two. A system call that says nothing to the agent
+//! (`getppid`) passes its tracepoints, in whatever process. The same process is measured untraced,
 //! then traced, round by round in one and the same interpreter;
 //! `tests/apps/bench_operations.py` counts.
 
@@ -20,7 +21,7 @@ use crate::python::apps;
 use crate::service::{Agent, AgentOptions};
 
 /// What is measured.
-const MEASURED: [&str; 3] = ["create_task", "copy_context", "sqlite_select"];
+const MEASURED: [&str; 4] = ["create_task", "copy_context", "sqlite_select", "getppid"];
 
 /// The numbers of one version, nanoseconds.
 pub(super) struct Cost {
@@ -158,7 +159,12 @@ mod tests {
     fn what_is_added_is_told_beside_what_it_is_added_to() {
         let cost = Cost {
             version: "3.12".to_owned(),
-            nanos: [[2000.0, 3000.0], [300.0, 1250.0], [4000.0, 8500.0]],
+            nanos: [
+                [2000.0, 3000.0],
+                [300.0, 1250.0],
+                [4000.0, 8500.0],
+                [150.0, 200.0],
+            ],
         };
         let text = table(std::slice::from_ref(&cost));
         let words: Vec<Vec<_>> = text
@@ -168,6 +174,7 @@ mod tests {
         assert_eq!(words[1], ["3.12", "create_task", "2000", "3000", "1000"]);
         assert_eq!(words[2], ["3.12", "copy_context", "300", "1250", "950"]);
         assert_eq!(words[3], ["3.12", "sqlite_select", "4000", "8500", "4500"]);
+        assert_eq!(words[4], ["3.12", "getppid", "150", "200", "50"]);
         assert_eq!(json(&[cost])["3.12"]["copy_context"]["added_ns"], 950.0);
     }
 }

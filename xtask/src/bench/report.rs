@@ -1,5 +1,5 @@
-//! The benchmark's numbers: medians, ratios to the untraced service, and the
-//! budgets beside them.
+//! The benchmark's numbers: medians, ratios to the untraced service in the turn
+//! beside, and the budgets.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -43,91 +43,133 @@ pub(super) struct AgentCost {
     pub(super) lost: u64,
 }
 
-/// One measurement.
+/// What one turn of load met.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Run {
-    pub(super) mode: Mode,
+pub(super) struct Turn {
+    pub(super) requests: usize,
     /// Requests per second.
-    pub(super) throughput: f64,
+    throughput: f64,
+    /// Of the service's core.
+    cpu_micros_per_request: f64,
     p50_micros: f64,
     p99_micros: f64,
-    cost: Option<AgentCost>,
-    exported_bytes: u64,
 }
 
-impl Run {
-    pub(super) fn new(
-        mode: Mode,
-        load: &Load,
-        cost: Option<AgentCost>,
-        exported_bytes: u64,
-    ) -> Self {
+impl Turn {
+    fn new(load: &Load) -> Self {
+        let requests = load.latencies.len();
         let quantile = |per_cent: usize| {
-            let index = load.latencies.len() * per_cent / 100;
-            let latency = load.latencies.get(index).copied().unwrap_or_default();
-            latency.as_secs_f64() * 1e6
+            let latency = load.latencies.get(requests * per_cent / 100).copied();
+            latency.unwrap_or_default().as_secs_f64() * 1e6
         };
         Self {
-            mode,
-            throughput: load.latencies.len() as f64 / load.took.as_secs_f64(),
+            requests,
+            throughput: requests as f64 / load.took.as_secs_f64(),
+            cpu_micros_per_request: load.cpu.as_secs_f64() * 1e6 / requests.max(1) as f64,
             p50_micros: quantile(50),
             p99_micros: quantile(99),
-            cost,
-            exported_bytes,
         }
     }
 }
 
-/// A column that is compared with the untraced service: what it reads.
-type Column = fn(&Run) -> f64;
+/// Two turns, one right after the other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pair {
+    pub(super) untraced: Turn,
+    pub(super) traced: Turn,
+}
 
-/// The columns with a ratio beside them.
-const COLUMNS: [(&str, Column); 3] = [
-    ("requests_per_second", |run| run.throughput),
-    ("p50_micros", |run| run.p50_micros),
-    ("p99_micros", |run| run.p99_micros),
+impl Pair {
+    pub(super) fn new(untraced: &Load, traced: &Load) -> Self {
+        Self {
+            untraced: Turn::new(untraced),
+            traced: Turn::new(traced),
+        }
+    }
+}
+
+/// A service, traced in one way, beside the same one untraced, in one round.
+pub(super) struct Comparison {
+    pub(super) mode: Mode,
+    pub(super) pairs: Vec<Pair>,
+    pub(super) cost: Option<AgentCost>,
+    pub(super) exported_bytes: u64,
+}
+
+impl Comparison {
+    /// What tracing left of the throughput.
+    pub(super) fn throughput_ratio(&self) -> f64 {
+        ratios(&self.pairs, COLUMNS[0].1)[1]
+    }
+}
+
+/// What a column reads.
+type Column = fn(&Turn) -> f64;
+
+const COLUMNS: [(&str, Column); 4] = [
+    ("requests_per_second", |turn| turn.throughput),
+    ("cpu_micros_per_request", |turn| turn.cpu_micros_per_request),
+    ("p50_micros", |turn| turn.p50_micros),
+    ("p99_micros", |turn| turn.p99_micros),
 ];
 
-/// Every measurement, by service.
+/// Everything that was measured, by service.
 pub(super) struct Report {
-    seconds: u64,
-    rounds: usize,
-    runs: BTreeMap<&'static str, Vec<Run>>,
+    turn: Duration,
+    turns: usize,
+    services: BTreeMap<&'static str, Vec<Comparison>>,
     /// What each service is to keep of its throughput, per cent.
     allowed: BTreeMap<&'static str, u32>,
 }
 
 impl Report {
-    pub(super) fn new(seconds: u64, rounds: usize) -> Self {
+    /// Of so many pairs of turns of this length for each service and mode.
+    pub(super) fn new(turn: Duration, turns: usize) -> Self {
         Self {
-            seconds,
-            rounds,
-            runs: BTreeMap::new(),
+            turn,
+            turns,
+            services: BTreeMap::new(),
             allowed: BTreeMap::new(),
         }
     }
 
-    /// Adds a run of a service, which is to keep so much of its throughput.
-    pub(super) fn add(&mut self, service: &'static str, allowed: u32, run: Run) {
+    /// Adds a round of a service, which is to keep so much of its throughput.
+    pub(super) fn add(&mut self, service: &'static str, allowed: u32, round: Comparison) {
         self.allowed.insert(service, allowed);
-        self.runs.entry(service).or_default().push(run);
+        self.services.entry(service).or_default().push(round);
     }
 
     /// Medians and ratios, a line per service and mode.
     pub(super) fn table(&self) -> String {
         let mut text = format!(
-            "medians of {} rounds of {} s; in brackets the ratio to untraced\n{:26}{:>20}{:>20}{:>20}",
-            self.rounds, self.seconds, "", "requests/s", "p50 µs", "p99 µs"
+            "medians of {} turns of {} ms each, untraced and traced; in brackets the \
+             median of the pairs' ratios (of the throughput's also the middle half)\n{:26}{:>32}{:>20}{:>20}{:>20}",
+            self.turns,
+            self.turn.as_millis(),
+            "",
+            "requests/s",
+            "CPU µs/request",
+            "p50 µs",
+            "p99 µs"
         );
-        for (service, runs) in &self.runs {
+        for (service, rounds) in &self.services {
             // Writing to a string does not fail.
             write!(text, "\n{service}").ok();
-            for mode in modes(runs) {
+            for mode in modes(rounds) {
+                let pairs = pairs(rounds, mode);
                 write!(text, "\n  {:24}", mode.name()).ok();
-                for (_, column) in COLUMNS {
-                    let value = median_of(runs, mode, column);
-                    let ratio = ratio(runs, mode, column);
-                    write!(text, "{value:>12.0} ({ratio:.3})").ok();
+                for (index, (_, column)) in COLUMNS.iter().enumerate() {
+                    let value = median_of(&pairs, mode, *column);
+                    let told = match (mode, index) {
+                        (Mode::Untraced, _) => String::new(),
+                        (_, 0) => {
+                            let [low, middle, high] = ratios(&pairs, *column);
+                            format!("({middle:.3}, {low:.3} to {high:.3})")
+                        }
+                        _ => format!("({:.3})", ratios(&pairs, *column)[1]),
+                    };
+                    let width = if index == 0 { 23 } else { 9 };
+                    write!(text, "{value:>9.0} {told:>width$} ").ok();
                 }
             }
         }
@@ -140,9 +182,9 @@ impl Report {
             "{:34}{:>14}{:>12}{:>12}",
             "budget", "allowed", "reached", "the SDK"
         );
-        for (service, runs) in &self.runs {
+        for (service, rounds) in &self.services {
             let allowed = self.allowed.get(service).copied().unwrap_or_default();
-            let throughput = |mode| ratio(runs, mode, COLUMNS[0].1) * 100.0;
+            let throughput = |mode| ratios(&pairs(rounds, mode), COLUMNS[0].1)[1] * 100.0;
             write!(text, "\n{service}").ok();
             write!(
                 text,
@@ -153,7 +195,7 @@ impl Report {
                 throughput(Mode::Sdk)
             )
             .ok();
-            let Some(costs) = costs(runs) else { continue };
+            let Some(costs) = costs(rounds) else { continue };
             for (name, allowed, reached) in [
                 ("agent CPU per request, µs", 25.0, costs.micros_per_request),
                 (
@@ -172,36 +214,40 @@ impl Report {
     /// Everything, for machines.
     pub(super) fn json(&self) -> Value {
         let services: BTreeMap<&str, Value> = self
-            .runs
+            .services
             .iter()
-            .map(|(service, runs)| {
-                let modes: BTreeMap<&str, Value> = modes(runs)
+            .map(|(service, rounds)| {
+                let modes: BTreeMap<&str, Value> = modes(rounds)
                     .into_iter()
-                    .map(|mode| (mode.name(), mode_json(runs, mode)))
+                    .map(|mode| (mode.name(), mode_json(rounds, mode)))
                     .collect();
                 (*service, json!(modes))
             })
             .collect();
         json!({
-            "seconds": self.seconds,
-            "rounds": self.rounds,
+            "turn_ms": self.turn.as_millis() as u64,
+            "turns": self.turns,
             "services": services,
         })
     }
 }
 
-fn mode_json(runs: &[Run], mode: Mode) -> Value {
+fn mode_json(rounds: &[Comparison], mode: Mode) -> Value {
     let mut value = json!({});
+    let pairs = pairs(rounds, mode);
     for (name, column) in COLUMNS {
-        value[name] = json!({
-            "median": median_of(runs, mode, column),
-            "ratio_to_untraced": ratio(runs, mode, column),
-            "rounds": of(runs, mode).map(column).collect::<Vec<f64>>(),
-        });
+        value[name] = json!({ "median": median_of(&pairs, mode, column) });
+        if mode != Mode::Untraced {
+            let [low, middle, high] = ratios(&pairs, column);
+            value[name]["ratio_to_untraced"] = json!(middle);
+            value[name]["middle_half"] = json!([low, high]);
+            value[name]["median_of_untraced"] = json!(median_of(&pairs, Mode::Untraced, column));
+        }
     }
-    value["exported_bytes"] = json!(of(runs, mode).map(|run| run.exported_bytes).sum::<u64>());
+    let exported = rounds.iter().filter(|round| round.mode == mode);
+    value["exported_bytes"] = json!(exported.map(|round| round.exported_bytes).sum::<u64>());
     if mode == Mode::Agent
-        && let Some(costs) = costs(runs)
+        && let Some(costs) = costs(rounds)
     {
         value["agent"] = json!({
             "cpu_micros_per_request": costs.micros_per_request,
@@ -212,20 +258,30 @@ fn mode_json(runs: &[Run], mode: Mode) -> Value {
     value
 }
 
-fn of(runs: &[Run], mode: Mode) -> impl Iterator<Item = &Run> {
-    runs.iter().filter(move |run| run.mode == mode)
+/// The pairs of a mode; of the untraced one, all.
+fn pairs(rounds: &[Comparison], mode: Mode) -> Vec<Pair> {
+    rounds
+        .iter()
+        .filter(|round| mode == Mode::Untraced || round.mode == mode)
+        .flat_map(|round| round.pairs.iter().copied())
+        .collect()
 }
 
-fn modes(runs: &[Run]) -> Vec<Mode> {
-    let mut modes: Vec<Mode> = runs.iter().map(|run| run.mode).collect();
+fn modes(rounds: &[Comparison]) -> Vec<Mode> {
+    let mut modes: Vec<Mode> = rounds.iter().map(|round| round.mode).collect();
+    modes.push(Mode::Untraced);
     modes.sort();
     modes.dedup();
     modes
 }
 
 /// The median CPU, the largest peak, the sum of what was lost.
-fn costs(runs: &[Run]) -> Option<AgentCost> {
-    let costs: Vec<AgentCost> = of(runs, Mode::Agent).filter_map(|run| run.cost).collect();
+fn costs(rounds: &[Comparison]) -> Option<AgentCost> {
+    let costs: Vec<AgentCost> = rounds
+        .iter()
+        .filter(|round| round.mode == Mode::Agent)
+        .filter_map(|round| round.cost)
+        .collect();
     Some(AgentCost {
         micros_per_request: median(costs.iter().map(|cost| cost.micros_per_request).collect()),
         peak_kib: costs.iter().map(|cost| cost.peak_kib).max()?,
@@ -233,18 +289,28 @@ fn costs(runs: &[Run]) -> Option<AgentCost> {
     })
 }
 
-fn median_of(runs: &[Run], mode: Mode, column: Column) -> f64 {
-    median(of(runs, mode).map(column).collect())
+fn median_of(pairs: &[Pair], mode: Mode, column: Column) -> f64 {
+    let turns = pairs.iter().map(|pair| match mode {
+        Mode::Untraced => &pair.untraced,
+        Mode::Agent | Mode::Frameless | Mode::Sdk => &pair.traced,
+    });
+    median(turns.map(column).collect())
 }
 
-/// The median of the rounds' ratios: what slows a whole round down cancels.
-fn ratio(runs: &[Run], mode: Mode, column: Column) -> f64 {
-    let pairs = of(runs, mode).zip(of(runs, Mode::Untraced));
-    median(
-        pairs
-            .map(|(run, untraced)| column(run) / column(untraced))
-            .collect(),
-    )
+/// The lower quartile, the median and the upper quartile of the pairs' ratios:
+/// what slows both down cancels.
+fn ratios(pairs: &[Pair], column: Column) -> [f64; 3] {
+    let mut ratios: Vec<f64> = pairs
+        .iter()
+        .map(|pair| column(&pair.traced) / column(&pair.untraced))
+        .collect();
+    ratios.sort_by(f64::total_cmp);
+    let at = |quarter: usize| {
+        let index = (ratios.len() * quarter / 4).min(ratios.len().saturating_sub(1));
+        ratios.get(index).copied().unwrap_or(f64::NAN)
+    };
+    let (low, high) = (at(1), at(3));
+    [low, median(ratios), high]
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -296,12 +362,26 @@ pub(super) fn peak_memory(status: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn run(mode: Mode, throughput: f64) -> Run {
-        Run {
-            mode,
+    fn turn(throughput: f64) -> Turn {
+        Turn {
+            requests: 10,
             throughput,
+            cpu_micros_per_request: 1e6 / throughput,
             p50_micros: 1.0,
             p99_micros: 2.0,
+        }
+    }
+
+    fn round(mode: Mode, throughputs: &[(f64, f64)]) -> Comparison {
+        Comparison {
+            mode,
+            pairs: throughputs
+                .iter()
+                .map(|&(untraced, traced)| Pair {
+                    untraced: turn(untraced),
+                    traced: turn(traced),
+                })
+                .collect(),
             cost: (mode == Mode::Agent).then_some(AgentCost {
                 micros_per_request: 10.0,
                 peak_kib: 2048,
@@ -312,19 +392,35 @@ mod tests {
     }
 
     #[test]
-    fn ratios_compare_runs_of_the_same_round() {
-        let mut report = Report::new(1, 2);
-        for (untraced, agent) in [(100.0, 90.0), (50.0, 45.0)] {
-            report.add("x", 97, run(Mode::Untraced, untraced));
-            report.add("x", 97, run(Mode::Agent, agent));
-        }
+    fn ratios_compare_turns_that_followed_each_other() {
+        let mut report = Report::new(Duration::from_millis(500), 2);
+        report.add("x", 97, round(Mode::Agent, &[(100.0, 90.0)]));
+        report.add("x", 97, round(Mode::Agent, &[(50.0, 45.0)]));
+        report.add("x", 97, round(Mode::Sdk, &[(100.0, 30.0), (80.0, 32.0)]));
         let json = report.json();
         let agent = &json["services"]["x"]["otel-ebpf"];
         assert_eq!(agent["requests_per_second"]["ratio_to_untraced"], 0.9);
         assert_eq!(agent["requests_per_second"]["median"], 67.5);
+        assert_eq!(agent["requests_per_second"]["median_of_untraced"], 75.0);
         assert_eq!(agent["agent"]["lost"], 2);
+        let untraced = &json["services"]["x"]["untraced"]["requests_per_second"];
+        assert_eq!(untraced["median"], 90.0);
+        assert!(untraced.get("ratio_to_untraced").is_none(), "{untraced}");
         assert!(report.budgets().contains("90.0 %"), "{}", report.budgets());
-        assert!(report.table().contains("(0.900)"), "{}", report.table());
+        assert!(report.budgets().contains("35.0 %"), "{}", report.budgets());
+        let table = report.table();
+        assert!(table.contains("(0.900, 0.900 to 0.900)"), "{table}");
+    }
+
+    #[test]
+    fn the_middle_half_leaves_out_what_is_far_off() {
+        let pairs = round(
+            Mode::Agent,
+            &[(1.0, 0.1), (1.0, 0.8), (1.0, 0.9), (1.0, 0.9), (1.0, 7.0)],
+        )
+        .pairs;
+        assert_eq!(ratios(&pairs, COLUMNS[0].1), [0.8, 0.9, 0.9]);
+        assert!(ratios(&[], COLUMNS[0].1).iter().all(|ratio| ratio.is_nan()));
     }
 
     #[test]
