@@ -169,7 +169,7 @@ fn callee<M: Memory>(
     let receiver = memory.u64(field(callee, layout.object.size + 8))?;
     let class = memory.u64(field(receiver, layout.object.ob_type))?;
     if class == wanted.class || memory.u64(field(class, base))? == wanted.class {
-        return Ok(number + 1 | BOUND);
+        return Ok((number + 1) | BOUND);
     }
     Err(Error::WrongType)
 }
