@@ -452,7 +452,7 @@ mod tests {
         let process = Process::open(child.id()).expect("opens");
         drop(child.stdin.take());
         while !has_ended(child.id()) {
-            std::thread::yield_now();
+            thread::yield_now();
         }
         let mappings = process.mappings();
         assert!(

@@ -158,6 +158,22 @@ def forms():
     return {}
 
 
+@app.get("/large")
+def large():
+    """A row of 100 MB, a statement of a megabyte, and a binary parameter of one."""
+    connection = psycopg2.connect(WHERE)
+    with connection.cursor() as cursor:
+        cursor.execute("select repeat('x', 100000000) as large")
+        cursor.fetchall()
+        cursor.execute("select '" + "secret" * 200_000 + "' as literal")
+        cursor.fetchall()
+    connection.close()
+    with psycopg.connect(WHERE, autocommit=True) as other:
+        other.execute("select %b as bound", (b"secret" * 200_000,)).fetchall()
+        other.execute("select %s as next", ("secret",)).fetchall()
+    return {}
+
+
 @app.get("/details")
 def details():
     """One of each, over connections of their own."""

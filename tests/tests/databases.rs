@@ -209,12 +209,14 @@ fn tells_what_asynchronous_drivers_did() {
     let scene = Scene::start(Service::uvicorn("databases_app"));
     let agent = scene.attach();
     scene.get("/details");
-    let spans = agent.spans_under("/details", 9).expect("the queries");
+    let spans = agent.spans_under("/details", 11).expect("the queries");
     let server = only(&spans, Kind::Server, "/details");
     assert_eq!(
         names(&spans, server),
         [
             "select items",
+            "select items generate_series",
+            "select items generate_series",
             "select items generate_series",
             "BATCH insert items",
             "select nosuch",
@@ -250,8 +252,13 @@ fn tells_what_asynchronous_drivers_did() {
         "code.line.number": line("select * from items where"),
     }));
     // Longer than what is copied of an answer.
-    let long = named(&spans, server, "select items generate_series")[0];
-    assert_eq!(long.number("db.response.returned_rows"), Some(2000));
+    let mut long = named(&spans, server, "select items generate_series");
+    long.sort_by_key(|span| span.start);
+    let rows = long
+        .iter()
+        .map(|span| span.number("db.response.returned_rows"));
+    // Of a `bytea`, nothing proves where the answer ends.
+    assert_eq!(rows.collect::<Vec<_>>(), [Some(2000), Some(600), None]);
     let batch = named(&spans, server, "BATCH insert items")[0];
     assert_eq!(batch.number("db.operation.batch.size"), Some(3));
     let failed = named(&spans, server, "select nosuch")[0];
@@ -273,6 +280,14 @@ fn tells_what_asynchronous_drivers_did() {
         "code.file.path": file.canonicalize().expect("the application"),
         "code.line.number": line("pipeline.set("),
     }));
+    scene.get("/arrays");
+    let spans = agent.spans_under("/arrays", 2).expect("the queries");
+    let mut found = children(&spans, only(&spans, Kind::Server, "/arrays"));
+    found.retain(|span| span.text("db.query.text").contains("generate_series(1,"));
+    let rows = found
+        .iter()
+        .map(|span| span.number("db.response.returned_rows"));
+    assert_eq!(rows.collect::<Vec<_>>(), [Some(750); 2], "{found:#?}");
 }
 
 #[test]
@@ -433,4 +448,27 @@ fn tells_what_drivers_of_threads_did() {
     let transaction = named(&spans, server, "MULTI GET")[0];
     assert_eq!(transaction.number("db.operation.batch.size"), Some(2));
     assert_eq!(transaction.text("db.namespace"), "2");
+    scene.get("/large");
+    let spans = agent.spans_under("/large", 5).expect("the queries");
+    let mut large = children(&spans, only(&spans, Kind::Server, "/large"));
+    large.retain(|span| span.text("db.query.text").starts_with("select"));
+    large.sort_by_key(|span| span.start);
+    let rows = large
+        .iter()
+        .map(|span| span.number("db.response.returned_rows"));
+    assert_eq!(rows.collect::<Vec<_>>(), [Some(1); 4], "{large:#?}");
+    let texts: Vec<&str> = large
+        .iter()
+        .map(|span| span.text("db.query.text"))
+        .collect();
+    // What the second one's literal hides is all that follows.
+    assert_eq!(
+        texts,
+        [
+            "select repeat(?, ?) as large",
+            "select ?",
+            "select %b as bound",
+            "select %s as next",
+        ]
+    );
 }
