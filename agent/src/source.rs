@@ -120,7 +120,7 @@ pub fn decode(bytes: &[u8]) -> Option<Event<'_>> {
 fn query_end(bytes: &[u8]) -> Option<Event<'_>> {
     let (end, rest) = QueryEnd::read_from_prefix(bytes).ok()?;
     let further = end.flags & query_flag::PART != 0 && (end.name_len, end.text_len) == (0, 0);
-    if further || end.flags & query_flag::VOID != 0 {
+    if further || end.flags & (query_flag::VOID | query_flag::OVER) != 0 {
         return Some(Event::QueryEnd(end, &[], &[]));
     }
     let (name, text) = rest.split_at_checked(QUERY_NAME)?;
@@ -413,6 +413,9 @@ mod tests {
         (end.name_len, end.text_len) = (0, 0);
         let further = decode(end.as_bytes());
         assert!(matches!(further, Some(Event::QueryEnd(_, b"", b""))));
+        end.flags = query_flag::OVER;
+        let over = decode(end.as_bytes());
+        assert!(matches!(over, Some(Event::QueryEnd(_, b"", b""))));
     }
 
     #[test]

@@ -20,6 +20,9 @@ const MAX_BATCHES: usize = 4096;
 /// After how many nanoseconds without a statement such a call is over: twice
 /// what the kernel side waits for before it tells of the next as of a new one.
 const QUIET: u64 = 10_000_000_000;
+/// After how many nanoseconds the end of a call's last statement, which another
+/// greenlet has interrupted, is taken to be lost.
+const LATE: u64 = 60_000_000_000;
 /// Bytes of a script's text that are kept: as many as of a statement.
 const MAX_TEXT: usize = 4096;
 
@@ -30,6 +33,8 @@ counters! {
         ended => "statements.ended",
         /// Calls that ran several, each of which is one span.
         batches => "statements.batches",
+        /// Calls that may run several and were seen to have returned.
+        returned => "statements.returned",
         /// Statements of which nothing can be told, or that the library ran
         /// for itself.
         left_out => "statements.left_out",
@@ -37,6 +42,8 @@ counters! {
         given_up => "statements.dropped.too_many",
         /// Statements that had not ended when their process did.
         cut_off => "statements.cut_off",
+        /// Statements whose end was lost on the way to the agent.
+        ends_lost => "statements.ends_lost",
         /// Ends of statements whose begin was not seen.
         orphans => "statements.orphans",
     }
@@ -76,8 +83,10 @@ struct Batch {
     last: u64,
     /// Another one runs.
     running: bool,
-    /// Nothing comes after what runs.
-    over: bool,
+    /// Since when nothing comes after what runs.
+    over: Option<u64>,
+    /// There were more statements than is known.
+    incomplete: bool,
 }
 
 impl Statements {
@@ -90,14 +99,15 @@ impl Statements {
             return;
         }
         let thread = (query.pid, query.tid);
-        // The call that the thread was in is over, unless it is said to go on.
-        if query.part != query_part::INSIDE
+        // The call that the thread was in is over, unless it may go on: what
+        // does not compile may be asked for by what gives its rows.
+        if matches!(query.part, query_part::SINGLE | query_part::FIRST)
             && let Some(id) = self.calls.remove(&thread)
         {
             match self.batches.get_mut(&id) {
                 // Greenlets take turns on the thread, and this one's has more
                 // to come.
-                Some(batch) if batch.running => batch.over = true,
+                Some(batch) if batch.running => batch.over = Some(query.at),
                 _ => self.close(id, out),
             }
         }
@@ -121,13 +131,16 @@ impl Statements {
     /// A statement ended.
     pub fn end(&mut self, end: &QueryEnd, name: &[u8], text: &[u8], out: &mut Vec<Progress>) {
         let id = end.id;
+        if end.flags & query_flag::OVER != 0 {
+            return self.over(id, u64::from(end.rows), out);
+        }
         let void = end.flags & query_flag::VOID != 0;
         let nameless = end.flags & query_flag::NAMELESS != 0;
         let name = if nameless { &[] } else { name };
         let rows = (end.columns != 0).then(|| u64::from(end.rows));
         if let Some(batch) = self.batches.get_mut(&id) {
             batch.running = false;
-            let over = batch.over || end.code != 0;
+            let over = batch.over.is_some() || end.code != 0;
             if void {
                 // The kernel side goes on under another id.
                 self.stats.left_out.one();
@@ -166,7 +179,8 @@ impl Statements {
                 code: 0,
                 last: end.at,
                 running: false,
-                over: false,
+                over: None,
+                incomplete: false,
             };
             self.batches.insert(id, batch);
             self.calls.insert(thread, id);
@@ -188,9 +202,32 @@ impl Statements {
         });
     }
 
+    /// A call has returned, of which `ran` statements have ended.
+    fn over(&mut self, id: u64, ran: u64, out: &mut Vec<Progress>) {
+        if let Some(batch) = self.batches.get_mut(&id) {
+            self.stats.returned.one();
+            // No other records come late: what is missing was lost.
+            self.stats.ends_lost.add(ran.saturating_sub(batch.size));
+            batch.size = batch.size.max(ran);
+            return self.close(id, out);
+        }
+        if self.open.remove(&id).is_some() {
+            self.stats.ends_lost.add(ran.max(1));
+            out.push(Progress::Abandon { id: named(id) });
+        }
+    }
+
     /// Everything that ended before `now`, in monotonic nanoseconds, was told:
     /// calls that have run nothing for long are over.
     pub fn quiet(&mut self, now: u64, out: &mut Vec<Progress>) {
+        for batch in self.batches.values_mut() {
+            let late = batch.over.is_some_and(|at| now.saturating_sub(at) > LATE);
+            if batch.running && late {
+                batch.running = false;
+                batch.incomplete = true;
+                self.stats.ends_lost.one();
+            }
+        }
         self.close_all(out, |batch| {
             !batch.running && now.saturating_sub(batch.last) > QUIET
         });
@@ -238,10 +275,12 @@ impl Statements {
         if self.calls.get(&batch.thread) == Some(&id) {
             self.calls.remove(&batch.thread);
         }
-        let several = batch.size > 1;
+        let several = batch.size > 1 || batch.incomplete;
         if several {
             self.stats.batches.one();
         }
+        // None is better than a wrong one.
+        let size = Some(batch.size).filter(|_| several && !batch.incomplete);
         let result = sqlite::exchange(&sqlite::Outcome {
             text: &batch.text,
             file: &batch.file,
@@ -249,7 +288,7 @@ impl Statements {
             // A script's rows reach nobody.
             rows: batch.rows.filter(|_| !batch.script),
             code: batch.code,
-            batch: several.then_some(batch.size),
+            batch: size,
             script: batch.script,
         });
         out.push(Progress::End {
@@ -493,6 +532,85 @@ mod tests {
         let text = "select ?; select ?".to_owned();
         assert_eq!(ended(&out), (250, text, Some(2)));
         assert!(statements.batches.is_empty() && statements.calls.is_empty());
+    }
+
+    #[test]
+    fn an_interrupted_call_whose_last_end_is_lost_is_told_without_its_size() {
+        let mut statements = Statements::default();
+        let mut out = Vec::new();
+        let (begin, end) = first(9);
+        statements.begin(&begin, &mut out);
+        statements.end(&end, b"", b"insert into t values (?)", &mut out);
+        statements.end(&part(9, 250), b"", b"", &mut out);
+        let further = Query {
+            part: query_part::FURTHER,
+            ..query(9)
+        };
+        statements.begin(&further, &mut out);
+        let other = Query {
+            at: 300,
+            ..query(10)
+        };
+        statements.begin(&other, &mut out);
+        statements.quiet(300 + LATE, &mut out);
+        assert_eq!(out.len(), 2, "{out:?}");
+        statements.quiet(301 + LATE, &mut out);
+        let text = "insert into t values (?)".to_owned();
+        assert_eq!(ended(&out), (250, text, None));
+        assert_eq!(statements.stats.ends_lost.value(), 1);
+        assert_eq!(statements.stats.batches.value(), 1);
+        assert!(statements.batches.is_empty() && statements.calls.is_empty());
+        // Had it only been late, it is counted as well.
+        statements.end(&part(9, 900), b"", b"", &mut out);
+        assert_eq!(statements.stats.orphans.value(), 1);
+    }
+
+    #[test]
+    fn a_call_that_is_said_to_be_over_ends_when_its_last_statement_did() {
+        let over = |ran| QueryEnd {
+            flags: query_flag::OVER,
+            rows: ran,
+            ..part(9, 900)
+        };
+        let mut statements = Statements::default();
+        let mut out = Vec::new();
+        let (begin, end) = first(9);
+        statements.begin(&begin, &mut out);
+        statements.end(&end, b"", b"delete from t", &mut out);
+        statements.end(&part(9, 250), b"", b"", &mut out);
+        // What does not compile says nothing of it.
+        let failed = Query {
+            part: query_part::FAILED,
+            ..query(10)
+        };
+        statements.begin(&failed, &mut out);
+        statements.end(&over(2), b"", b"", &mut out);
+        assert_eq!(ended(&out), (250, "delete from t".to_owned(), Some(2)));
+        assert!(statements.batches.is_empty() && statements.calls.is_empty());
+        assert_eq!(statements.stats.ends_lost.value(), 0);
+        // Nothing else comes of it.
+        statements.end(&over(2), b"", b"", &mut out);
+        assert_eq!(out.len(), 3, "{out:?}");
+
+        // Some of its records are lost: of the last statement's end.
+        out.clear();
+        let (begin, end) = first(9);
+        statements.begin(&begin, &mut out);
+        statements.end(&end, b"", b"delete from t", &mut out);
+        let further = Query {
+            part: query_part::FURTHER,
+            ..query(9)
+        };
+        statements.begin(&further, &mut out);
+        statements.end(&over(5), b"", b"", &mut out);
+        assert_eq!(ended(&out), (200, "delete from t".to_owned(), Some(5)));
+        assert_eq!(statements.stats.ends_lost.value(), 4);
+        // All of them.
+        out.clear();
+        statements.begin(&begin, &mut out);
+        statements.end(&over(1), b"", b"", &mut out);
+        assert!(matches!(out[1], Progress::Abandon { id } if id.conn == 9));
+        assert_eq!(statements.stats.ends_lost.value(), 5);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Calls of Python's `sqlite3` that run more than one statement:
 //! `executemany` and `executescript`.
 //!
-//! Their entries are probed, which costs other calls nothing. That a call is
-//! over is not seen; whether it still goes on is asked when the thread begins
-//! a statement. ARCHITECTURE.md says what makes that certain.
+//! Their entries are probed, which costs other calls nothing. That a call
+//! returns is not seen; whether it still goes on is asked when the thread begins
+//! a statement, and whether it is over when it does something else that is
+//! looked at anyway. ARCHITECTURE.md says what makes either certain.
 
 use abi::counter::Counter;
 use abi::map::{SqliteCaller, SqlitePlace};
+use abi::record::{Owner, Query, QueryEnd, kind, query_flag, query_part, rule};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::ProbeContext;
@@ -16,7 +18,7 @@ use crate::contexts::Place;
 use crate::counters::count;
 use crate::maps::{SQLITE_CALLERS, SqliteCall, Thread, sqlite_call};
 use crate::user::{self, User};
-use crate::{arch, contexts, processes, stacks, threads};
+use crate::{arch, contexts, emit, processes, stacks, threads};
 
 /// A pause after which what a call runs is told anew: the agent has given up
 /// waiting for more, or soon does.
@@ -68,11 +70,23 @@ pub(crate) fn begins(ctx: &ProbeContext, kind: u32) {
     let Some(thread) = threads::entry(pid_tgid) else {
         return;
     };
+    let entry = arch::stack(ctx).wrapping_sub(i64::from(caller.moved) as u64);
+    let frame = innermost(target.layout, contexts::place(target, thread)).unwrap_or(0);
+    // A call of this frame that went on would be below on this stack, with its
+    // return address where it was.
+    let before = &thread.sqlite;
+    let again = frame != 0
+        && before.frame == frame
+        && (before.entry == entry
+            || user::read::<u64>(before.entry, 0).is_some_and(|back| back != before.back));
+    leaves(pid_tgid, target.layout, &mut thread.sqlite, again);
     thread.sqlite = SqliteCall::NONE;
-    let Some(frame) = innermost(target.layout, contexts::place(target, thread)) else {
+    if frame == 0 {
+        return;
+    }
+    let Some(standing) = standing(target.layout, frame) else {
         return;
     };
-    let entry = arch::stack(ctx).wrapping_sub(i64::from(caller.moved) as u64);
     let Some(back) = user::read::<u64>(entry, 0) else {
         return;
     };
@@ -86,6 +100,85 @@ pub(crate) fn begins(ctx: &ProbeContext, kind: u32) {
         0
     };
     thread.sqlite.frame = frame;
+    thread.sqlite.standing = standing;
+}
+
+/// The thread does something that says nothing of its call, but may come after
+/// it: if so, the call is over.
+#[inline(always)]
+pub(crate) fn passes(pid_tgid: u64, thread: &mut Thread) {
+    if thread.sqlite.kind != 0
+        && thread.sqlite.id != 0
+        && let Some(target) = processes::target((pid_tgid >> 32) as u32)
+    {
+        finish(pid_tgid, target.layout, &mut thread.sqlite, false);
+    }
+}
+
+/// Whether the call is over, which is told then; `known` if that is known.
+///
+/// The frame that called stands at the calling instruction until the call has
+/// returned, on whatever stack. Its memory cannot become another frame's
+/// before.
+#[inline(always)]
+fn finish(pid_tgid: u64, layout: u32, call: &mut SqliteCall, known: bool) -> bool {
+    let over = match standing(layout, call.frame) {
+        Some(standing) => standing != call.standing,
+        None => false,
+    };
+    if !over && !known {
+        return false;
+    }
+    if call.id != 0 {
+        let end = QueryEnd {
+            kind: kind::QUERY_END,
+            flags: query_flag::OVER,
+            columns: 0,
+            pad: 0,
+            pid: (pid_tgid >> 32) as u32,
+            id: call.id,
+            // SAFETY: the helper has no preconditions.
+            at: unsafe { bpf_ktime_get_ns() },
+            rows: call.ran,
+            code: 0,
+            name_len: 0,
+            text_len: 0,
+        };
+        emit::record(&end, Counter::QueryRingFull);
+    }
+    call.kind = 0;
+    true
+}
+
+/// The thread's call is not followed any more. If a statement of it runs, that
+/// another greenlet interrupts, it is said that its end is still to come.
+#[inline(always)]
+fn leaves(pid_tgid: u64, layout: u32, call: &mut SqliteCall, known: bool) {
+    if call.kind == 0 || call.id == 0 || finish(pid_tgid, layout, call, known) {
+        return;
+    }
+    if call.running != 0 {
+        further((pid_tgid >> 32) as u32, call.id);
+    }
+}
+
+/// Tells that a further statement of a call runs.
+#[inline(always)]
+pub(crate) fn further(pid: u32, id: u64) {
+    let query = Query {
+        kind: kind::QUERY,
+        rule: rule::NONE,
+        part: query_part::FURTHER,
+        pad: 0,
+        pid,
+        tid: 0,
+        pad2: 0,
+        id,
+        // SAFETY: the helper has no preconditions.
+        at: unsafe { bpf_ktime_get_ns() },
+        owner: Owner { conn: 0, offset: 0 },
+    };
+    emit::record(&query, Counter::QueryRingFull);
 }
 
 /// What a statement is to the call that its thread is in.
@@ -111,12 +204,16 @@ pub(crate) fn part(
     if kind == sqlite_call::MANY {
         lives = lives && user::read::<u32>(call.many, 0) == Some(1);
     }
-    if !lives {
+    let called = innermost(layout, place) == Some(call.frame);
+    if !lives || !called {
+        // What is left of it on the stack may look as if it went on, and what
+        // another greenlet has there as if it did not.
+        leaves(bpf_get_current_pid_tgid(), layout, call, false);
+        if lives && call.kind != 0 {
+            return Part::Inside;
+        }
         call.kind = 0;
         return Part::None;
-    }
-    if innermost(layout, place) != Some(call.frame) {
-        return Part::Inside;
     }
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
@@ -128,6 +225,7 @@ pub(crate) fn part(
         };
         if same && call.stack == stack && now.wrapping_sub(call.last) < PAUSE {
             call.last = now;
+            call.running = 1;
             return Part::Further;
         }
         if !same || call.stack != stack {
@@ -144,6 +242,8 @@ pub(crate) fn part(
     call.statement = statement;
     call.stack = stack;
     call.last = now;
+    call.running = 1;
+    call.ran = 0;
     Part::First
 }
 
@@ -175,6 +275,8 @@ pub(crate) fn ended(pid_tgid: u64, id: u64, at: u64, failed: bool) {
         && thread.sqlite.id == id
     {
         thread.sqlite.last = at;
+        thread.sqlite.running = 0;
+        thread.sqlite.ran = thread.sqlite.ran.wrapping_add(1);
         if failed {
             thread.sqlite.kind = 0;
         }
@@ -188,7 +290,14 @@ pub(crate) fn void(pid_tgid: u64, id: u64) {
         && thread.sqlite.id == id
     {
         thread.sqlite.id = 0;
+        thread.sqlite.running = 0;
     }
+}
+
+/// Where a frame stands.
+#[inline(always)]
+fn standing(layout: u32, frame: u64) -> Option<u32> {
+    frame::standing(&User, stacks::layout(layout)?, frame).ok()
 }
 
 /// The innermost Python frame.

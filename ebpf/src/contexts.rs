@@ -13,7 +13,7 @@ use crate::counters::count;
 use crate::kernel::{self, offset};
 use crate::maps::{CONNECTIONS, CONTEXTS, ContextKey, ContextOwner, Thread, thread_flag};
 use crate::servers::{self, Serving};
-use crate::{evicting, greenlets, handoffs, processes, seal, stacks, threads, tls, user};
+use crate::{calls, evicting, greenlets, handoffs, processes, seal, stacks, threads, tls, user};
 
 /// The current thread's place in Python.
 #[derive(Clone, Copy)]
@@ -412,6 +412,7 @@ pub(crate) fn copied<C: EbpfContext>(ctx: &C, child: u64) {
         set_owner(pid, target, child, NOBODY, false);
         return;
     };
+    calls::passes(pid_tgid, thread);
     if thread.flags & thread_flag::EXPLICIT != 0 {
         thread.flags &= !thread_flag::EXPLICIT;
         return created(child);

@@ -12,7 +12,7 @@ use crate::contexts::{self, Finding, Place};
 use crate::counters::count;
 use crate::maps::{Thread, WORK, Work, WorkKey, thread_flag};
 use crate::user::User;
-use crate::{evicting, processes, seal, stacks, threads};
+use crate::{calls, evicting, processes, seal, stacks, threads};
 
 /// What no request submitted, or none that was seen.
 const NOBODY: Finding = Finding {
@@ -102,6 +102,7 @@ pub(crate) fn take() {
     let Some(thread) = threads::entry(pid_tgid) else {
         return;
     };
+    calls::passes(pid_tgid, thread);
     let Some(Place { tstate, .. }) = contexts::place(target, thread) else {
         return;
     };

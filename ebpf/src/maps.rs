@@ -304,8 +304,12 @@ pub(crate) mod statement_part {
 pub(crate) struct SqliteCall {
     /// See [`sqlite_call`]; 0 if there is none.
     pub(crate) kind: u32,
-    /// Zero.
-    pub(crate) pad: u32,
+    /// Where the frame that called it stands as long as it goes on.
+    pub(crate) standing: u32,
+    /// 1 while a statement of it runs.
+    pub(crate) running: u32,
+    /// How many statements have ended under `id`.
+    pub(crate) ran: u32,
     /// The stack pointer at the function's entry.
     pub(crate) entry: u64,
     /// What it returns to.
@@ -330,7 +334,9 @@ impl SqliteCall {
     /// No call.
     pub(crate) const NONE: Self = Self {
         kind: 0,
-        pad: 0,
+        standing: 0,
+        running: 0,
+        ran: 0,
         entry: 0,
         back: 0,
         many: 0,

@@ -8,7 +8,7 @@
 
 use abi::counter::{Counter, Evicting};
 use abi::map::{SqliteLayout, SqlitePlace};
-use abi::record::{Owner, QUERY_NAME, Query, QueryEnd, kind, query_flag, query_part, rule};
+use abi::record::{QUERY_NAME, Query, QueryEnd, kind, query_flag, query_part};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_user_str};
 use aya_ebpf::programs::ProbeContext;
@@ -177,20 +177,7 @@ fn goes_on(key: StatementKey, thread: &Thread) {
         return note(key, id, statement_part::REPEATED);
     }
     note(key, id, statement_part::TOLD);
-    let query = Query {
-        kind: kind::QUERY,
-        rule: rule::NONE,
-        part: query_part::FURTHER,
-        pad: 0,
-        pid: key.pid,
-        tid: 0,
-        pad2: 0,
-        id,
-        // SAFETY: the helper has no preconditions.
-        at: unsafe { bpf_ktime_get_ns() },
-        owner: Owner { conn: 0, offset: 0 },
-    };
-    emit::record(&query, Counter::QueryRingFull);
+    calls::further(key.pid, id);
 }
 
 /// The stack of a statement that begins was walked.

@@ -14,7 +14,7 @@ use aya_ebpf::programs::RawTracePointContext;
 
 use crate::arch::{self, nr};
 use crate::capture::{self, Source};
-use crate::{connections, contexts, processes, threads, user};
+use crate::{calls, connections, contexts, processes, threads, user};
 
 const EINPROGRESS: i64 = -115;
 const MSG_PEEK: u64 = 2;
@@ -34,6 +34,7 @@ pub(crate) fn enter(regs: u64, number: i64) {
             {
                 // SAFETY: the helper has no preconditions.
                 thread.entered = unsafe { bpf_ktime_get_ns() };
+                calls::passes(pid_tgid, thread);
             }
         }
         // At its exit the sets name those that are ready only.
@@ -43,6 +44,7 @@ pub(crate) fn enter(regs: u64, number: i64) {
                 && selects_several(args)
                 && let Some(thread) = threads::entry(pid_tgid)
             {
+                calls::passes(pid_tgid, thread);
                 threads::waits(thread, false);
                 if let Some(target) = processes::target((pid_tgid >> 32) as u32) {
                     contexts::selects(pid_tgid, target, thread);
@@ -190,6 +192,7 @@ fn wait(pid_tgid: u64, several: bool, epoll: bool) {
     let Some(thread) = threads::entry(pid_tgid) else {
         return;
     };
+    calls::passes(pid_tgid, thread);
     threads::waited(thread);
     if several {
         threads::waits(thread, epoll);

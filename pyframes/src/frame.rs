@@ -227,6 +227,14 @@ pub fn innermost<M: Memory>(memory: &M, layout: &Layout, tstate: u64) -> Result<
     memory.u64(field(frame, layout.tstate.frame_link))
 }
 
+/// Where the frame at `frame` stands: another number is another instruction.
+/// The lower half of an address, or `f_lasti`. It stays the same while what the
+/// frame calls goes on.
+#[inline(always)]
+pub fn standing<M: Memory>(memory: &M, layout: &Layout, frame: u64) -> Result<u32, Error> {
+    memory.u32(field(frame, layout.frame.lasti))
+}
+
 /// The code object of the frame at `frame`, or 0 if the frame is the
 /// interpreter's own, and the frame that called it, or 0.
 ///

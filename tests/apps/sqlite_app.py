@@ -46,6 +46,24 @@ def in_a_thread(id: str, n: int = 1):
     return {}
 
 
+def many():
+    """A call that runs several, and nothing after it."""
+    memory = sqlite3.connect(":memory:", isolation_level=None)
+    memory.execute("create table items (id integer)")
+    memory.executemany("insert into items values (?)", [(1,), (2,)])
+    return {}
+
+
+@app.get("/many/loop")
+async def many_in_the_loop():
+    return many()
+
+
+@app.get("/many/pool")
+def many_in_a_thread():
+    return many()
+
+
 @app.get("/cursors")
 def cursors(id: str, n: int = 1):
     """All of them open at a time: each was asked for its first row."""

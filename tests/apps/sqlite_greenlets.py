@@ -45,6 +45,16 @@ def many():
     return {}
 
 
+@app.get("/inside")
+def inside():
+    """Waits within a statement for each row."""
+    mark = request.args["id"]
+    opened = database(mark)
+    opened.executemany(f'insert into "{mark}_0" select pause() where ? >= 0', [(number,) for number in range(ROWS)])
+    opened.close()
+    return {}
+
+
 @app.get("/script")
 def script():
     mark = request.args["id"]

@@ -365,6 +365,32 @@ mod attribution {
         run("chaos", models.collect());
     }
 
+    /// The same with workers that are killed, and others started.
+    #[test]
+    fn chaos_of_workers() {
+        let (mixed, none) = (Manner::Mixed, Expected::NoneMisplaced);
+        let threads = Service::gunicorn("flask_app").arguments(&["--threads", "16"]);
+        let models = [
+            Model::new(
+                "uvicorn uvloop, TLS, chaos of workers",
+                Service::uvloop("flows_app").tls().workers(3),
+            )
+            .calls_tls()
+            .load_as("/gather?client=aiohttp", mixed, none)
+            .load_as("/cancelled?client=aiohttp", mixed, none),
+            Model::new("gunicorn gthread, chaos of workers", threads.workers(3))
+                .load_as("/downstream?client=requests", mixed, none)
+                .load_as("/downstream?client=urllib3", mixed, none),
+        ];
+        let models = models.into_iter().map(|model| {
+            model
+                .every_process()
+                .attach_midway()
+                .meanwhile(kill_workers)
+        });
+        run("chaos_of_workers", models.collect());
+    }
+
     /// Workers are killed in the middle of requests, and others started.
     #[test]
     fn workers_that_are_killed() {

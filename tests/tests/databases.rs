@@ -281,9 +281,10 @@ fn tells_what_asynchronous_drivers_did() {
         "code.line.number": line("pipeline.set("),
     }));
     scene.get("/arrays");
-    let spans = agent.spans_under("/arrays", 2).expect("the queries");
-    let mut found = children(&spans, only(&spans, Kind::Server, "/arrays"));
-    found.retain(|span| span.text("db.query.text").contains("generate_series(1,"));
+    let ended = agent.stop().expect("the agent ends");
+    let server = only(&ended.spans, Kind::Server, "/arrays");
+    let mut found = children(&ended.spans, server);
+    found.retain(|span| span.text("db.query.text").contains("gen_random_uuid"));
     let rows = found
         .iter()
         .map(|span| span.number("db.response.returned_rows"));

@@ -132,6 +132,27 @@ fn tells_what_sqlite_did_in(python: &str) {
     assert_eq!(ended.counters.get("discovery.without_sqlite"), 0);
 }
 
+/// What the thread of a request does after a call tells that it is over: the
+/// answer, or the word to the event loop that has it sent.
+#[test]
+fn a_call_with_which_a_request_ends_is_told_with_it() {
+    for service in [Service::uvicorn, Service::uvloop] {
+        let scene = Scene::start(service("sqlite_app"));
+        let agent = scene.attach();
+        let paths = ["/many/loop", "/many/pool"];
+        for path in paths {
+            scene.get(path);
+            let spans = agent.spans_under(path, 2).expect("both");
+            let server = only(&spans, Kind::Server, path);
+            let found = in_order(&spans, server);
+            assert_eq!(told(found[1]), ("BATCH insert items", Some(2), ""));
+            assert!(found[1].end < server.end, "{found:#?}");
+        }
+        let ended = agent.stop().expect("the agent ends");
+        assert_eq!(ended.counters.get("statements.returned"), 2);
+    }
+}
+
 /// What a span tells of a call: its name, how many statements it stands for,
 /// and its error.
 type Told<'a> = (&'a str, Option<i64>, &'a str);
@@ -338,6 +359,41 @@ fn calls_and_failures_are_told_whatever_the_copy_of_sqlite() {
     assert!(!format!("{:?}", ended.spans).contains("secret"));
 }
 
+/// What `sqlite_last` must be told of, in the order of their begins.
+const LAST: &[Told<'_>] = &[
+    ("create table items", None, ""),
+    ("BATCH insert items", Some(3), ""),
+    ("BATCH select delete items", Some(2), ""),
+    ("BATCH insert items", Some(3), ""),
+    ("BATCH insert items", Some(2), ""),
+    ("insert items", None, ""),
+    ("BATCH insert items", Some(3), ""),
+];
+
+/// Nothing is needed of a call's thread but a system call after it: each is told
+/// while its process waits.
+#[test]
+fn calls_that_nothing_follows_are_told_when_they_are_over() {
+    let mut everywhere = Everywhere::start("sqlite_last.py");
+    for line in everywhere.go() {
+        assert_eq!(line, "done");
+    }
+    let wanted = LAST.len() * everywhere.running.len();
+    let spans = everywhere.agent.wait_for_spans(wanted);
+    assert_eq!(spans.expect("all of them").len(), wanted);
+    let (ended, all) = everywhere.stop();
+    for (name, found, _running) in &all {
+        let told: Vec<Told<'_>> = found.iter().map(told).collect();
+        assert_eq!(told, LAST, "{name}: {found:#?}");
+        // Each has ended before what its process does next began.
+        for pair in found.windows(2) {
+            assert!(pair[0].end <= pair[1].start, "{name}: {found:#?}");
+        }
+    }
+    let calls = u64::try_from(all.len() * (LAST.len() - 1)).expect("a few");
+    assert_eq!(ended.counters.get("statements.returned"), calls);
+}
+
 /// What `sqlite_exec` must be told of, in the order of their begins.
 const EXECUTED: &[(&str, Option<i64>, &str)] = &[
     ("create table items", None, ""),
@@ -471,7 +527,7 @@ fn calls_of_greenlets_that_take_turns_are_under_their_requests() {
     let scene = Scene::start(service.arguments(&["--worker-class", "gevent"]));
     let agent = scene.attach();
     let mut wanted = BTreeMap::new();
-    for (index, path) in ["/many", "/script"].iter().enumerate() {
+    for (index, path) in ["/many", "/inside", "/script"].iter().enumerate() {
         let load = Load::new(&scene.app.address, path, &format!("load{index}"), REQUESTS);
         let sent = load.run();
         assert!(sent.failures.is_empty(), "{path}: {:#?}", sent.failures);
@@ -490,6 +546,7 @@ fn calls_of_greenlets_that_take_turns_are_under_their_requests() {
     // agent ends.
     let ended = agent.stop().expect("the agent ends");
     ended.counters.assert_nothing_lost();
+    assert_eq!(ended.counters.get("statements.orphans"), 0);
     assert_eq!(inserted(&ended.spans), wanted);
     for span in ended.spans.iter().filter(|span| span.kind == Kind::Client) {
         let (id, _) = mark(span).expect("a marked query");

@@ -343,7 +343,7 @@ pub struct QueryEnd {
     pub id: u64,
     /// When.
     pub at: u64,
-    /// Rows that it gave.
+    /// Rows that it gave; see also [`query_flag::OVER`].
     pub rows: u32,
     /// Its result, as the library has it; 0 if nothing went wrong.
     pub code: i32,
@@ -366,6 +366,9 @@ pub mod query_flag {
     pub const VOID: u8 = 8;
     /// More may come under this id.
     pub const PART: u8 = 16;
+    /// No statement: the call that ran several under this id is over.
+    /// [`QueryEnd::rows`] is how many have ended.
+    pub const OVER: u8 = 32;
 }
 
 /// Something happened to a target process.
