@@ -274,7 +274,12 @@ pub(crate) fn ended(pid_tgid: u64, id: u64, at: u64, failed: bool) {
     if let Some(thread) = threads::known(pid_tgid)
         && thread.sqlite.id == id
     {
-        thread.sqlite.last = at;
+        let call = &thread.sqlite;
+        // That this one ran was not told, so that the agent may have taken the
+        // call to be over: what comes next is told anew.
+        let long =
+            call.kind == sqlite_call::MANY && call.ran != 0 && at.wrapping_sub(call.last) >= PAUSE;
+        thread.sqlite.last = if long { 0 } else { at };
         thread.sqlite.running = 0;
         thread.sqlite.ran = thread.sqlite.ran.wrapping_add(1);
         if failed {
