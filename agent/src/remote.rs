@@ -323,6 +323,8 @@ fn has_ended(pid: u32) -> bool {
 mod tests {
     use super::*;
     use std::process::{Command, Stdio};
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     fn mapping(line: &str) -> Option<Mapping> {
         parse_line(line.as_bytes())
@@ -418,11 +420,16 @@ mod tests {
         fs::copy("/bin/cat", &program).expect("replaces");
         let process = Process::open(child.id()).expect("opens");
         let inode = process.program().expect("exe");
-        let files = process.mapped_files().expect("maps");
-        let opened = files
-            .iter()
-            .find(|file| file.first().inode == inode)
-            .map(|file| process.open_file(file));
+        // It is mapped shortly after the child is said to have started.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let opened = loop {
+            let files = process.mapped_files().expect("maps");
+            let file = files.iter().find(|file| file.first().inode == inode);
+            if file.is_some() || Instant::now() > deadline {
+                break file.map(|file| process.open_file(file));
+            }
+            thread::yield_now();
+        };
         child.kill().expect("kills");
         child.wait().expect("waits");
         let opened = opened.expect("mapped").expect("opens");
@@ -445,7 +452,7 @@ mod tests {
         let process = Process::open(child.id()).expect("opens");
         drop(child.stdin.take());
         while !has_ended(child.id()) {
-            std::thread::yield_now();
+            thread::yield_now();
         }
         let mappings = process.mappings();
         assert!(

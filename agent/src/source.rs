@@ -258,6 +258,7 @@ fn split_value(bytes: &[u8]) -> Option<(Found<'_>, &[u8])> {
         kind::NONE | kind::OBJECT | kind::FAILED if len == 0 => 1,
         kind::INT | kind::FLOAT if len == 8 => 8,
         kind::CONNECTION if len == size_of::<Owner>() => len,
+        kind::BYTES => 1,
         kind::TEXT if matches!(value.width, 1 | 2 | 4) => usize::from(value.width),
         kind::EXCEPTION => size_of::<Traceback>(),
         _ => return None,

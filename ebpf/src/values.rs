@@ -4,7 +4,10 @@
 //! verifier need not follow a loop over them.
 
 use abi::counter::Counter;
-use abi::map::{ARGUMENT, CodeKey, MAX_RECIPES, RAISED, Recipe, Recipes, UNTYPED, terminal};
+use abi::map::{
+    ARGUMENT, COMPOSED, CodeKey, FUNCTIONS, MAX_RECIPES, RAISED, Recipe, Recipes, STATEMENT,
+    UNTYPED, terminal,
+};
 use abi::record::{Frame, Owner, Traceback, Value, exception_detail, part, stack_flag, value};
 use pyframes::frame::NEAR_LOCALS;
 use pyframes::object::flag;
@@ -189,16 +192,22 @@ fn stop<C: Chain>(ctx: &C, walk: &mut Walk) {
 #[inline(always)]
 fn run(walk: &mut Walk, layout: &Layout, recipe: &Recipe, hit: u32, place: Place) -> bool {
     let raised = recipe.slot == RAISED;
+    walk.scratch.skip_nothing();
     let start = if raised {
         User.u64(at(walk.tstate, layout.tstate.current_exception))
     } else if recipe.slot == ARGUMENT {
         let frame = walk.hits[hit as usize % MAX_HITS].frame;
-        let found = argument::first(&User, layout, frame, recipe.key, &mut walk.scratch);
-        if found.is_err() {
+        let wanted = argument::Wanted {
+            class: recipe.key,
+            functions: recipe.steps[FUNCTIONS].key,
+            composed: recipe.steps[COMPOSED].key,
+        };
+        let found = argument::first(&User, layout, frame, wanted, &mut walk.scratch);
+        let Ok(found) = found else {
             // The frame calls something else.
             return false;
-        }
-        found
+        };
+        Ok(found)
     } else {
         match variable(walk, layout, hit, recipe.slot) {
             None => Err(pyframes::Error::Unreadable),
@@ -214,7 +223,12 @@ fn run(walk: &mut Walk, layout: &Layout, recipe: &Recipe, hit: u32, place: Place
         return false;
     };
     let untouched = recipe.steps[0].op == machine::op::END;
-    let Ok(address) = machine::run(&User, layout, &recipe.steps, start, &mut walk.scratch) else {
+    let address = machine::run_rest(&User, layout, &recipe.steps, start, &mut walk.scratch);
+    let Ok(address) = address else {
+        if recipe.terminal == STATEMENT {
+            // There is none.
+            return false;
+        }
         let step = walk.scratch.failed_step() as u8;
         if recipe.terminal >= terminal::SOCKET {
             // Of several ways to a connection all but one fail.
@@ -341,8 +355,14 @@ fn copy<const TEXT: u32>(walk: &mut Walk, layout: &Layout, place: Place, wanted:
     let Ok(flags) = flags else {
         return failed(walk, place, NO_STEP, address, type_address);
     };
-    if object::is_text(flags) && (wanted == value::TEXT || wanted == ANY) {
-        return text::<TEXT>(walk, layout, place, address, type_address);
+    let statement = u32::from(wanted) == STATEMENT;
+    let text_wanted = wanted == value::TEXT || wanted == ANY;
+    if object::is_text(flags) && text_wanted || object::is_statement(flags) && statement {
+        let bytes = !object::is_text(flags);
+        return text::<TEXT>(walk, layout, place, address, type_address, bytes);
+    }
+    if statement {
+        return;
     }
     if flags & flag::LONG_SUBCLASS != 0 && (wanted == value::INT || wanted == ANY) {
         return match object::int(&User, layout, address, &mut walk.scratch) {
@@ -377,7 +397,7 @@ const ANY: u8 = u8::MAX;
 /// [`Value::detail`] of a failure after the last step.
 const NO_STEP: u8 = machine::MAX_STEPS as u8;
 
-/// Adds a text.
+/// Adds a text, or `bytes`.
 #[inline(always)]
 fn text<const LIMIT: u32>(
     walk: &mut Walk,
@@ -385,8 +405,14 @@ fn text<const LIMIT: u32>(
     place: Place,
     address: u64,
     type_address: u64,
+    bytes: bool,
 ) {
-    let Ok(text) = object::text(&User, layout, address, &mut walk.scratch) else {
+    let text = if bytes {
+        object::bytes(&User, layout, address, &mut walk.scratch)
+    } else {
+        object::text(&User, layout, address, &mut walk.scratch)
+    };
+    let Ok(text) = text else {
         return failed(walk, place, NO_STEP, address, type_address);
     };
     let most = u64::from(LIMIT) / text.width;
@@ -417,7 +443,7 @@ fn text<const LIMIT: u32>(
     let value = Value {
         recipe: place.recipe,
         frame: place.frame,
-        kind: value::TEXT,
+        kind: if bytes { value::BYTES } else { value::TEXT },
         part: place.part,
         len,
         width: text.width as u8,

@@ -5,8 +5,11 @@
 //! interned strings and never their text, so that it is cheap and needs no
 //! hash.
 
+use core::hint::black_box;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::argument::Stack;
 use crate::keyed::{self, Table};
 use crate::layout::Layout;
 use crate::object::flag;
@@ -83,6 +86,11 @@ pub struct Scratch {
     object: u64,
     /// How many steps were done.
     done: u64,
+    /// How many of the next run's steps are passed over: where the object that
+    /// was found tells which of several ways leads on.
+    pub(crate) skip: u64,
+    /// The evaluation stack that is looked through.
+    pub(crate) stack: Stack,
     /// The steps that runs have taken, by their number.
     taken: [Taken; MAX_STEPS],
     /// The object that `table` is of, or 0.
@@ -111,6 +119,8 @@ impl Scratch {
         Self {
             object: 0,
             done: 0,
+            skip: 0,
+            stack: Stack::NONE,
             taken: [Taken::NONE; MAX_STEPS],
             opened: 0,
             opened_by: 0,
@@ -152,6 +162,12 @@ impl Scratch {
         self.value_types = [0; VALUE_TYPES];
     }
 
+    /// The next run takes all of its steps.
+    #[inline(always)]
+    pub fn skip_nothing(&mut self) {
+        self.skip = 0;
+    }
+
     /// The number of the step that the last run failed at, the first being 0.
     #[inline(always)]
     pub fn failed_step(&self) -> u64 {
@@ -177,9 +193,39 @@ pub fn run<M: Memory>(
     start: u64,
     scratch: &mut Scratch,
 ) -> Result<u64, Error> {
+    run_some::<M, false>(memory, layout, steps, start, scratch)
+}
+
+/// [`run`] without the first steps, as many as [`argument::first`] has told.
+///
+/// [`argument::first`]: crate::argument::first
+#[inline(always)]
+pub fn run_rest<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    steps: &[Step; MAX_STEPS],
+    start: u64,
+    scratch: &mut Scratch,
+) -> Result<u64, Error> {
+    run_some::<M, true>(memory, layout, steps, start, scratch)
+}
+
+#[inline(always)]
+fn run_some<M: Memory, const REST: bool>(
+    memory: &M,
+    layout: &Layout,
+    steps: &[Step; MAX_STEPS],
+    start: u64,
+    scratch: &mut Scratch,
+) -> Result<u64, Error> {
     scratch.object = start;
     scratch.done = 0;
     for (number, step) in steps.iter().enumerate() {
+        // Read anew each time: the verifier would follow what comes after
+        // once for each number that it knows it may be.
+        if REST && (number as u64) < black_box(&mut *scratch).skip {
+            continue;
+        }
         if step.op == op::END {
             break;
         }
@@ -440,6 +486,31 @@ mod tests {
             fake.put_u64(address - u64::from(at.values), values);
         }
         (address, first)
+    }
+
+    #[test]
+    fn the_rest_of_a_recipe_is_run_from_where_it_is_told() {
+        for_each_layout(|layout, fake| {
+            let text = fake.string(layout, "select 1");
+            let dict = fake.dict(layout, &[("query", text)]);
+            let name = key(fake, layout, dict, 0);
+            let tuple = fake.tuple(layout, &[dict, text]);
+            let steps = steps(&[(op::ITEM, 0, name), (op::END, 0, 0), (op::INDEX, 1, 0)]);
+            let mut scratch = Box::new(Scratch::new());
+            for (skip, start, expected) in [
+                (0, dict, Ok(text)),
+                (2, tuple, Ok(text)),
+                (MAX_STEPS as u64, tuple, Ok(tuple)),
+                (0, tuple, Err(Error::WrongType)),
+            ] {
+                scratch.skip = skip;
+                let found = run_rest(fake, layout, &steps, start, &mut scratch);
+                assert_eq!(found, expected, "{skip}");
+                scratch.skip_nothing();
+                let all = run_rest(fake, layout, &steps, dict, &mut scratch);
+                assert_eq!(all, Ok(text));
+            }
+        });
     }
 
     #[test]

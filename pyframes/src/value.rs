@@ -138,6 +138,24 @@ pub fn text<M: Memory>(
     })
 }
 
+/// The bytes of the object at `address`, which must be a `bytes`, as if each
+/// were a code point.
+#[inline(always)]
+pub fn bytes<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    address: u64,
+    scratch: &mut Scratch,
+) -> Result<Text, Error> {
+    let count = word_count(layout.object.ob_size);
+    scratch.windows.find(memory, Kind::Object, address, count)?;
+    Ok(Text {
+        data: field(address, layout.bytes.ob_sval),
+        points: word(scratch, layout.object.ob_size),
+        width: 1,
+    })
+}
+
 /// The number that the object at `address`, which must be an `int`, stands
 /// for; one of more than 60 bits is too long.
 #[inline(always)]
@@ -304,6 +322,12 @@ pub const BASE_EXC_SUBCLASS: u64 = 1 << 30;
 #[inline(always)]
 pub fn is_text(flags: u64) -> bool {
     flags & flag::UNICODE_SUBCLASS != 0
+}
+
+/// The same for `str`s and `bytes`.
+#[inline(always)]
+pub fn is_statement(flags: u64) -> bool {
+    flags & (flag::UNICODE_SUBCLASS | flag::BYTES_SUBCLASS) != 0
 }
 
 /// Bits of a string's state, from `kind` on.

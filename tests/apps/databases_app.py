@@ -129,6 +129,8 @@ async def details():
     connection = await asyncpg.connect(host=HOST, port=int(PORT), user="me", database="shop", ssl=False)
     await connection.fetch("select * from items where id > $1", 0)
     await connection.fetch("select * from items, generate_series(1, $1)", 1000)
+    await connection.fetch("select gen_random_uuid(), name from items, generate_series(1, $1)", 300)
+    await connection.fetch("select name::bytea from items, generate_series(1, $1)", 2000)
     await connection.executemany("insert into items values ($1, $2)", [(n, "secret") for n in range(10, 13)])
     try:
         await connection.fetch("select * from nosuch")
@@ -141,6 +143,18 @@ async def details():
     async with client.pipeline(transaction=False) as pipeline:
         await pipeline.set("a", "secret").get("a").execute()
     await client.aclose()
+    return {}
+
+
+@app.get("/arrays")
+async def arrays():
+    """Of which one driver asks for the types first, and the other sends them in binary form, too."""
+    connection = await asyncpg.connect(host=HOST, port=int(PORT), user="me", database="shop", ssl=False)
+    statement = "select gen_random_uuid(), array[name, null], array[1] from items a, generate_series(1, 600) limit 750"
+    await connection.fetch(statement)
+    await connection.close()
+    async with await psycopg.AsyncConnection.connect(f"host={HOST} port={PORT} user=me dbname=shop") as other:
+        await (await other.execute(statement + " -- again", binary=True)).fetchall()
     return {}
 
 

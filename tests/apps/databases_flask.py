@@ -11,6 +11,7 @@ import psycopg2.pool
 import redis
 from django.conf import settings
 from flask import Flask, request
+from psycopg2 import sql
 from psycopg2.extras import RealDictCursor
 from redis.exceptions import ResponseError
 from sqlalchemy import create_engine, text
@@ -53,6 +54,7 @@ client = redis.Redis(host=REDIS_HOST, port=int(REDIS_PORT))
 
 # What is long is read later, where it still is.
 LONG = "select id from items where " + " or ".join(["name = %s"] * 150)
+LONG_BYTES = LONG.replace("select id", "select  id").replace("where ", "where /* caf\u00e9 */ ").encode()
 
 
 def queries():
@@ -132,6 +134,43 @@ def statements():
     pool.putconn(connection)
     with django_connection.cursor() as cursor:
         cursor.execute(LONG, ["secret"] * 150)
+    return {}
+
+
+@app.get("/forms")
+def forms():
+    """Statements in every form of a call of psycopg2."""
+    connection = pool.getconn()
+    cursor = connection.cursor()
+    execute, values = cursor.execute, ("secret",)
+    execute("select  id from items where name = %s", values)
+    call = ("select  id from items where name >= %s", values)
+    cursor.execute(*call)
+    named = {"query": "select  id from items where name <= %s", "vars": values}
+    cursor.execute(**named)
+    cursor.execute(b"select  id from items where name < %s", values)
+    cursor.execute(sql.SQL("select  id from items where name > %s"), values)
+    several = sql.SQL("select  id from {} where name like %s").format(sql.Identifier("items"))
+    cursor.execute(several, values)
+    cursor.execute(LONG_BYTES, ["secret"] * 150)
+    connection.commit()
+    pool.putconn(connection)
+    return {}
+
+
+@app.get("/large")
+def large():
+    """A row of 100 MB, a statement of a megabyte, and a binary parameter of one."""
+    connection = psycopg2.connect(WHERE)
+    with connection.cursor() as cursor:
+        cursor.execute("select repeat('x', 100000000) as large")
+        cursor.fetchall()
+        cursor.execute("select '" + "secret" * 200_000 + "' as literal")
+        cursor.fetchall()
+    connection.close()
+    with psycopg.connect(WHERE, autocommit=True) as other:
+        other.execute("select %b as bound", (b"secret" * 200_000,)).fetchall()
+        other.execute("select %s as next", ("secret",)).fetchall()
     return {}
 
 

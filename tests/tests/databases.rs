@@ -209,12 +209,14 @@ fn tells_what_asynchronous_drivers_did() {
     let scene = Scene::start(Service::uvicorn("databases_app"));
     let agent = scene.attach();
     scene.get("/details");
-    let spans = agent.spans_under("/details", 9).expect("the queries");
+    let spans = agent.spans_under("/details", 11).expect("the queries");
     let server = only(&spans, Kind::Server, "/details");
     assert_eq!(
         names(&spans, server),
         [
             "select items",
+            "select items generate_series",
+            "select items generate_series",
             "select items generate_series",
             "BATCH insert items",
             "select nosuch",
@@ -250,8 +252,13 @@ fn tells_what_asynchronous_drivers_did() {
         "code.line.number": line("select * from items where"),
     }));
     // Longer than what is copied of an answer.
-    let long = named(&spans, server, "select items generate_series")[0];
-    assert_eq!(long.number("db.response.returned_rows"), Some(2000));
+    let mut long = named(&spans, server, "select items generate_series");
+    long.sort_by_key(|span| span.start);
+    let rows = long
+        .iter()
+        .map(|span| span.number("db.response.returned_rows"));
+    // Of a `bytea`, nothing proves where the answer ends.
+    assert_eq!(rows.collect::<Vec<_>>(), [Some(2000), Some(600), None]);
     let batch = named(&spans, server, "BATCH insert items")[0];
     assert_eq!(batch.number("db.operation.batch.size"), Some(3));
     let failed = named(&spans, server, "select nosuch")[0];
@@ -273,6 +280,15 @@ fn tells_what_asynchronous_drivers_did() {
         "code.file.path": file.canonicalize().expect("the application"),
         "code.line.number": line("pipeline.set("),
     }));
+    scene.get("/arrays");
+    let ended = agent.stop().expect("the agent ends");
+    let server = only(&ended.spans, Kind::Server, "/arrays");
+    let mut found = children(&ended.spans, server);
+    found.retain(|span| span.text("db.query.text").contains("gen_random_uuid"));
+    let rows = found
+        .iter()
+        .map(|span| span.number("db.response.returned_rows"));
+    assert_eq!(rows.collect::<Vec<_>>(), [Some(750); 2], "{found:#?}");
 }
 
 #[test]
@@ -297,10 +313,13 @@ fn tells_statements_as_the_application_wrote_them() {
     let scene = Scene::start(Service::gunicorn("databases_flask"));
     let agent = scene.attach();
     scene.get("/statements");
-    agent.spans_under("/statements", 9).expect("the queries");
+    scene.get("/forms");
+    agent.spans_under("/forms", 7).expect("the queries");
     let ended = agent.stop().expect("the agent ends");
-    let server = only(&ended.spans, Kind::Server, "/statements");
-    let mut found = children(&ended.spans, server);
+    let mut found: Vec<&Span> = ["/statements", "/forms"]
+        .iter()
+        .flat_map(|path| children(&ended.spans, only(&ended.spans, Kind::Server, path)))
+        .collect();
     found.retain(|span| span.text("db.query.text").contains("items"));
     found.sort_by_key(|span| span.start);
     let texts: Vec<&str> = found
@@ -312,6 +331,8 @@ fn tells_statements_as_the_application_wrote_them() {
         ["name = %s"; 150].join(" or ")
     );
     assert!(long.len() > 1024);
+    let bytes = long.replace("select id", "select  id");
+    let bytes = bytes.replace("where ", "where /* café */ ");
     assert_eq!(
         texts,
         [
@@ -325,6 +346,14 @@ fn tells_statements_as_the_application_wrote_them() {
             "select  name from items where name = %s",
             "select  name from items where name = %s",
             &long,
+            "select  id from items where name = %s",
+            "select  id from items where name >= %s",
+            "select  id from items where name <= %s",
+            "select  id from items where name < %s",
+            "select  id from items where name > %s",
+            // Put together of several texts: as it was sent.
+            "select  id from \"items\" where name like ?",
+            &bytes,
         ]
     );
     assert!(!format!("{:?}", ended.spans).contains("secret"));
@@ -420,4 +449,27 @@ fn tells_what_drivers_of_threads_did() {
     let transaction = named(&spans, server, "MULTI GET")[0];
     assert_eq!(transaction.number("db.operation.batch.size"), Some(2));
     assert_eq!(transaction.text("db.namespace"), "2");
+    scene.get("/large");
+    let spans = agent.spans_under("/large", 5).expect("the queries");
+    let mut large = children(&spans, only(&spans, Kind::Server, "/large"));
+    large.retain(|span| span.text("db.query.text").starts_with("select"));
+    large.sort_by_key(|span| span.start);
+    let rows = large
+        .iter()
+        .map(|span| span.number("db.response.returned_rows"));
+    assert_eq!(rows.collect::<Vec<_>>(), [Some(1); 4], "{large:#?}");
+    let texts: Vec<&str> = large
+        .iter()
+        .map(|span| span.text("db.query.text"))
+        .collect();
+    // What the second one's literal hides is all that follows.
+    assert_eq!(
+        texts,
+        [
+            "select repeat(?, ?) as large",
+            "select ?",
+            "select %b as bound",
+            "select %s as next",
+        ]
+    );
 }

@@ -721,10 +721,11 @@ impl Postgres {
         let [.., before, end, b'Z', 0, 0, 0, 5, b'I' | b'T' | b'E'] = *last.as_slice() else {
             return;
         };
-        let rows = ending::rows(&last).filter(|rows| {
+        let ending = ending::ending(&last).filter(|ending| {
             let front = self.groups.front().filter(|_| !self.response.blind);
-            front.is_some_and(|group| group.may_end_with(*rows))
+            front.is_some_and(|group| group.ends_with(*ending))
         });
+        let rows = ending.map(|ending| ending.rows);
         let failure = match (before, end) {
             // A command's tag, which ends with a word or a number.
             (before, 0) if before.is_ascii_alphanumeric() => None,
@@ -1165,6 +1166,29 @@ mod tests {
         let last = events.len() - 1;
         events.insert(last, res(&[error("57P01")]));
         check(&events, "begin 0; end 0 select, failed 57P01");
+    }
+
+    #[test]
+    fn a_row_of_100_mb_is_counted_through() {
+        let mut events = opened();
+        let length = 100_000_000_u32;
+        let mut row = message(b'D', b"\0\x01");
+        row[1..5].copy_from_slice(&length.to_be_bytes());
+        let left = u64::from(length) - 6;
+        let looks_so = [complete("SELECT 7"), ready()].concat();
+        events.extend([
+            req(&[query("select * from a")]),
+            res(&[row]),
+            skip(Side::Response, left / 2, &looks_so),
+            skip(Side::Response, left - left / 2, &looks_so),
+            res(&[rows(1), complete("SELECT 2"), ready()]),
+            req(&[query("select 1")]),
+            res(&[complete("SELECT 1"), ready()]),
+        ]);
+        check(
+            &events,
+            "begin 0; end 0 select a, rows 2; begin 1; end 1 select, rows 0",
+        );
     }
 
     #[test]

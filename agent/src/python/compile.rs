@@ -6,7 +6,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use abi::map::{ARGUMENT, INNERMOST, MAX_RECIPES, RAISED, Recipe, Recipes, recipes_flag};
+use abi::map::{
+    ARGUMENT, COMPOSED, FUNCTIONS, INNERMOST, MAX_RECIPES, RAISED, Recipe, Recipes, recipes_flag,
+};
+use pyframes::argument;
 use pyframes::code::{self, Code};
 use pyframes::object::{check_instance, flag};
 use pyframes::recipe::{MAX_STEPS, Step, op};
@@ -86,7 +89,7 @@ impl<'a, M: Memory> Compiler<'a, M> {
                     .map(|server| (server.module, server.function, Some(server)))
                     .collect(),
                 Place::Innermost => {
-                    self.innermost(row, id, into, &mut outcome);
+                    self.innermost(framework, row, id, into, &mut outcome);
                     Vec::new()
                 }
             };
@@ -110,32 +113,74 @@ impl<'a, M: Memory> Compiler<'a, M> {
     }
 
     /// Adds the recipes for whatever frame is the innermost.
-    fn innermost(&self, row: &Row, first_id: u32, into: &mut Compiled, outcome: &mut Outcome) {
+    fn innermost(
+        &mut self,
+        framework: &Framework,
+        row: &Row,
+        first_id: u32,
+        into: &mut Compiled,
+        outcome: &mut Outcome,
+    ) {
+        let draft = Draft {
+            framework,
+            module: framework.module,
+            server: None,
+        };
         for (id, want) in (first_id..).zip(row.values) {
-            let class = match want.start {
-                Start::Argument(module, class) => self
-                    .modules
-                    .get(module)
-                    .and_then(|module| self.objects.module_attribute(*module, class)),
-                _ => None,
-            };
+            let recipe = self.argument(&draft, want);
             let recipes = into.entry(INNERMOST).or_default();
             let room = recipes.recipes.get_mut(recipes.count as usize);
-            let (Some(class), Some(room)) = (class, room) else {
+            let (Some(recipe), Some(room)) = (recipe, room) else {
                 outcome.missing += 1;
                 continue;
             };
-            *room = Recipe {
-                id,
-                slot: ARGUMENT,
-                moments: want.moments,
-                terminal: want.terminal(),
-                key: class,
-                ..Recipe::default()
-            };
+            *room = Recipe { id, ..recipe };
             recipes.count += 1;
             outcome.compiled += 1;
         }
+    }
+
+    /// The recipe for what a frame passes to a method.
+    fn argument(&mut self, draft: &Draft<'_>, want: &Want) -> Option<Recipe> {
+        let Start::Argument(arguments) = want.start else {
+            return None;
+        };
+        let mut recipe = Recipe {
+            slot: ARGUMENT,
+            moments: want.moments,
+            terminal: want.terminal(),
+            key: self.class(arguments.class)?,
+            ..Recipe::default()
+        };
+        let (module, class, attribute) = arguments.composed;
+        let functions = self.class(("types", "BuiltinFunctionType"));
+        let composed = self.class((module, class));
+        let step = |op, key| Step {
+            op,
+            key,
+            ..Step::default()
+        };
+        let known = [
+            (0, self.step(draft, Go::Key(arguments.name))),
+            (
+                argument::COMPOSED,
+                self.step(draft, Go::Attribute(attribute)),
+            ),
+            (FUNCTIONS, functions.map(|class| step(op::END, class))),
+            (COMPOSED, composed.map(|class| step(op::END, class))),
+        ];
+        for (at, known) in known {
+            if let (Some(room), Some(step)) = (recipe.steps.get_mut(at), known) {
+                *room = step;
+            }
+        }
+        Some(recipe)
+    }
+
+    /// The class of a name in a module, if that is there.
+    fn class(&self, (module, class): (&str, &str)) -> Option<u64> {
+        let module = self.modules.get(module)?;
+        self.objects.module_attribute(*module, class)
     }
 
     /// Adds the recipes for one code object.

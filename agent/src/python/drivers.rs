@@ -2,13 +2,14 @@
 //! driver puts the parameters into it: the table.
 //!
 //! psycopg2 is not written in Python. The statement is what the innermost
-//! frame, the application's, passes to a cursor; an ORM's frame has it in a
-//! variable.
+//! frame, the application's, passes to a cursor: first, or in a tuple of all
+//! arguments, or by its name, and as a text, as `bytes`, or as an `SQL`. An
+//! ORM's frame has it in a variable.
 //!
 //! The facts were read off the releases named at each library.
 
 use super::frameworks::Start::{Argument, Local};
-use super::frameworks::{Framework, Role, Row, Want, innermost, row, stating};
+use super::frameworks::{Arguments, Framework, Role, Row, Want, innermost, row, stating};
 
 /// Every library whose frames have statements. What lies within another comes
 /// first.
@@ -25,21 +26,10 @@ pub(super) const DRIVERS: &[Framework] = &[
         ],
     ),
     // psycopg2 2.8 to 2.9.
-    driver(
-        "psycopg2",
-        "psycopg2.extensions",
-        &[
-            row("psycopg2.extras", "DictCursor.execute", QUERY),
-            row("psycopg2.extras", "RealDictCursor.execute", QUERY),
-            row("psycopg2.extras", "NamedTupleCursor.execute", QUERY),
-            row("psycopg2.extras", "LoggingCursor.execute", QUERY),
-            innermost(&[stating(
-                Role::Statement,
-                Argument("psycopg2.extensions", "cursor"),
-                &[],
-            )]),
-        ],
-    ),
+    Framework {
+        names: &["psycopg2.sql", "psycopg2.extras", "psycopg2"],
+        ..driver("psycopg2", "psycopg2.extensions", PSYCOPG2)
+    },
     // SQLAlchemy 1.4 to 2.1.
     driver(
         "sqlalchemy",
@@ -60,6 +50,23 @@ pub(super) const DRIVERS: &[Framework] = &[
             &[stating(Role::Statement, Local("sql"), &[])],
         )],
     ),
+];
+
+const PSYCOPG2: &[Row] = &[
+    row("psycopg2.extras", "DictCursor.execute", QUERY),
+    row("psycopg2.extras", "RealDictCursor.execute", QUERY),
+    row("psycopg2.extras", "NamedTupleCursor.execute", QUERY),
+    row("psycopg2.extras", "LoggingCursor.execute", QUERY),
+    innermost(&[stating(
+        Role::Statement,
+        Argument(Arguments {
+            class: ("psycopg2.extensions", "cursor"),
+            name: "query",
+            // An `SQL` has one; others stand for more than a text.
+            composed: ("psycopg2.sql", "Composable", "_wrapped"),
+        }),
+        &[],
+    )]),
 ];
 
 const QUERY: &[Want] = &[stating(Role::Statement, Local("query"), &[])];

@@ -10,7 +10,7 @@
 
 mod table;
 
-use abi::map::{UNTYPED, terminal};
+use abi::map::{STATEMENT, UNTYPED, terminal};
 use abi::record::{moment, value};
 
 pub(super) use self::table::FRAMEWORKS;
@@ -110,8 +110,21 @@ pub(super) enum Start {
     /// At the exception that passes through the frame.
     Raised,
     /// At the first argument of the method that the frame calls of an
-    /// instance of a class: module, class. Rows of [`Place::Innermost`] only.
-    Argument(&'static str, &'static str),
+    /// instance of a class, which is the whole path. Rows of
+    /// [`Place::Innermost`] only.
+    Argument(Arguments),
+}
+
+/// Whose methods' arguments hold a statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Arguments {
+    /// Module and name of the receiver's class.
+    pub(super) class: (&'static str, &'static str),
+    /// The name of the argument.
+    pub(super) name: &'static str,
+    /// Module and name of the class that all derive from which stand for a
+    /// text, and the attribute in which one has it.
+    pub(super) composed: (&'static str, &'static str, &'static str),
 }
 
 /// One step of a path.
@@ -225,12 +238,12 @@ impl Want {
             Role::Connection {
                 via: Via::Uvloop, ..
             } => return terminal::UVLOOP,
+            Role::Statement => return STATEMENT,
             Role::WholeRoute
             | Role::SlashlessRoute
             | Role::ViewName
             | Role::Path
-            | Role::Method
-            | Role::Statement => value::TEXT,
+            | Role::Method => value::TEXT,
             Role::Leaf
             | Role::LeafContext
             | Role::Root

@@ -5,6 +5,7 @@
 
 use pyframes::layout::{ABSENT, Layout};
 use pyframes::object::{self, flag};
+use pyframes::sequence::Bytes;
 use pyframes::{Dict, Error, Memory, attribute, text};
 
 /// Objects of one interpreter.
@@ -73,6 +74,22 @@ impl<M: Memory> Objects<'_, M> {
             return Err(Error::TooLong);
         }
         Ok(text.text.to_owned())
+    }
+
+    /// A statement of at most so many bytes: a `str`, or `bytes` that are one.
+    pub(super) fn statement(&self, object: u64, most: usize) -> Result<String, Error> {
+        let Ok(found) = Bytes::open(self.memory, self.layout, object) else {
+            return self.long_text(object, most);
+        };
+        let len = usize::try_from(found.len).map_err(|_| Error::TooLong)?;
+        if len > most {
+            return Err(Error::TooLong);
+        }
+        let mut bytes = vec![0; len];
+        if !self.memory.read(found.data, &mut bytes) {
+            return Err(Error::Unreadable);
+        }
+        String::from_utf8(bytes).map_err(|_| Error::Malformed)
     }
 
     /// A `str` of at most so many bytes.

@@ -225,7 +225,7 @@ fn statement<M: Memory>(
     // The rest of a long one is read where it was. Should there be something
     // else by now, it does not begin like this; and whatever it is counts only
     // if it is the same statement as was sent.
-    let whole = objects.long_text(item.object()?, MAX_STATEMENT).ok()?;
+    let whole = objects.statement(item.object()?, MAX_STATEMENT).ok()?;
     whole.starts_with(text.as_str()).then(|| whole.into())
 }
 

@@ -46,6 +46,9 @@ pub(super) fn items(mut bytes: &[u8]) -> Vec<Item<'_>> {
 impl Item<'_> {
     /// The text, if it is one.
     pub(super) fn text(&self) -> Option<Text> {
+        if self.value.kind == value::BYTES {
+            return self.statement();
+        }
         if self.value.kind != value::TEXT {
             return None;
         }
@@ -72,6 +75,21 @@ impl Item<'_> {
             text,
             whole: self.value.detail == 0,
         })
+    }
+
+    /// The text that `bytes` are. Those of a statement are in the encoding of
+    /// its connection, which mostly is this one.
+    fn statement(&self) -> Option<Text> {
+        let whole = self.value.detail == 0;
+        let bytes = match std::str::from_utf8(self.bytes) {
+            // Cut within a character.
+            Err(error) if !whole && error.error_len().is_none() => {
+                self.bytes.get(..error.valid_up_to())?
+            }
+            _ => self.bytes,
+        };
+        let text = std::str::from_utf8(bytes).ok()?.to_owned();
+        Some(Text { text, whole })
     }
 
     /// The number, if it is one.
@@ -154,6 +172,23 @@ mod tests {
             .collect();
         assert_eq!(texts, ["/café", "/€", "\u{1f600}"]);
         assert_eq!(items[3].int(), Some(-5));
+    }
+
+    #[test]
+    fn reads_bytes_that_are_text() {
+        let check = |bytes: &[u8], cut: bool, expected: Option<&str>| {
+            let mut record = record(value::BYTES, 1, bytes);
+            record[13] = cut.into();
+            let items = items(&record);
+            let text = items[0].text().map(Text::into_string);
+            assert_eq!(text.as_deref(), expected, "{bytes:x?}");
+        };
+        check(b"select '\xc3\xa9'", false, Some("select 'é'"));
+        check(b"select '\xe9'", false, None);
+        check(b"select '\xc3", true, Some("select '"));
+        check(b"select '\xc3", false, None);
+        check(b"select '\xc3 '", true, None);
+        check(b"", false, Some(""));
     }
 
     #[test]

@@ -439,6 +439,10 @@ pub struct Recipe {
 /// its type is told as 0.
 pub const UNTYPED: u32 = 1 << 5;
 
+/// [`Recipe::terminal`] of a statement: a text or `bytes`; what is neither is
+/// none.
+pub const STATEMENT: u32 = UNTYPED + 1;
+
 /// Values of [`Recipe::terminal`] that are no kinds of values.
 pub mod terminal {
     /// A `socket.socket`: to the connection of its descriptor. Its type must
@@ -457,8 +461,17 @@ pub mod terminal {
 pub const RAISED: u32 = u32::MAX;
 
 /// [`Recipe::slot`] of the first argument of the method that the frame calls
-/// of an instance of the class at [`Recipe::key`].
+/// of an instance of the class at [`Recipe::key`], if it is a statement or
+/// leads to one: a dictionary by the first steps, what stands for a text by
+/// those from [`pyframes::argument::COMPOSED`] on. What else
+/// [`pyframes::argument::Wanted`] names is the key of two steps that are never
+/// taken.
 pub const ARGUMENT: u32 = u32::MAX - 1;
+
+/// The step of such a recipe with the type of functions.
+pub const FUNCTIONS: usize = pyframes::recipe::MAX_STEPS - 1;
+/// The step with the class of what stands for a text.
+pub const COMPOSED: usize = FUNCTIONS - 1;
 
 /// [`CodeKey::code`] of the recipes of whatever frame is the innermost when a
 /// client sends a request, if it has none of its own.

@@ -499,6 +499,8 @@ pub mod value {
     pub const FLOAT: u8 = 6;
     /// A server's connection: the [`super::Owner`] of what it received last.
     pub const CONNECTION: u8 = 7;
+    /// The content of a `bytes`.
+    pub const BYTES: u8 = 8;
 }
 
 /// Values of [`Value::part`].
@@ -549,7 +551,7 @@ pub struct Value {
     pub width: u8,
     /// Of [`value::FAILED`] the number of the failing step (the first is 0;
     /// [`pyframes::recipe::MAX_STEPS`]: the object reached is not what was
-    /// wanted). Of a text non-zero if there is more than was copied. Of an
+    /// wanted). Of a text or `bytes` non-zero if there is more than was copied. Of an
     /// exception see [`exception_detail`].
     pub detail: u8,
     /// Zero.

@@ -14,19 +14,43 @@ use crate::protocol::reader::Reader;
 pub(super) const TAIL: usize = 32;
 
 /// Types whose binary form is text, without any zero byte: `text`, `name`,
-/// `unknown`, `json`, `xml`, `bpchar`, `varchar`, `jsonb`.
-const TEXTS: &[u32] = &[25, 19, 705, 114, 142, 1042, 1043, 3802];
+/// `unknown`, `json`, `xml`, `bpchar`, `varchar`, `refcursor`, `jsonb`,
+/// `jsonpath`.
+const TEXTS: &[u32] = &[25, 19, 705, 114, 142, 1042, 1043, 1790, 3802, 4072];
 /// Types of at most eight bytes: `bool`, `"char"`, `int8`, `int2`, `int4`,
-/// `oid`, `float4`, `float8`, `date`, `time`, `timestamp`, `timestamptz`.
-const SHORT: &[u32] = &[16, 18, 20, 21, 23, 26, 700, 701, 1082, 1083, 1114, 1184];
+/// `oid`, `tid`, `xid`, `cid`, `float4`, `float8`, `macaddr8`, `money`,
+/// `macaddr`, `date`, `time`, `timestamp`, `timestamptz`, `pg_lsn`, `xid8`,
+/// `regproc`, `regclass`, `regtype`.
+const SHORT: &[u32] = &[
+    16, 18, 20, 21, 23, 26, 27, 28, 29, 700, 701, 774, 790, 829, 1082, 1083, 1114, 1184, 3220,
+    5069, 24, 2205, 2206,
+];
 /// `numeric`: words of four decimal digits behind four others.
 const NUMERIC: u32 = 1700;
+/// Types of 16 bytes, any of them: `uuid`, `interval`.
+const WIDE: &[u32] = &[2950, 1186];
+/// Bytes of those.
+const WIDE_SIZE: u8 = 16;
+/// Arrays of the first three kinds, as above: of texts, of what is short, of
+/// `numeric`; ranges of what is short, and of `numeric`.
+const ARRAYS: &[u32] = &[
+    1009, 1003, 199, 143, 1014, 1015, 2201, 3807, 4073, // texts
+    1000, 1002, 1016, 1005, 1007, 1028, 1010, 1011, 1012, 1021, 1022, 775, 791, 1040, 1182, 1183,
+    1115, 1185, 3221, 271, 1008, 2210, 2211, // short
+    1231, // numeric
+    3904, 3926, 3908, 3910, 3912, 3906, // ranges
+];
+/// Arrays of those of 16 bytes.
+const WIDE_ARRAYS: &[u32] = &[2951, 1187];
 
 /// Whether rows of these columns may look like the end of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Columns {
     /// They cannot.
     Distinct,
+    /// They can where the end comes shortly behind the length of a column of
+    /// 16 bytes.
+    Wide,
     /// They may, or nobody knows.
     Unknown,
 }
@@ -35,31 +59,65 @@ impl Columns {
     /// Judges a `RowDescription`. One of a statement, not of a portal, does
     /// not say in which form the columns will be sent.
     pub(super) fn of(body: &[u8], of_statement: bool) -> Self {
-        match distinct(body, of_statement) {
-            Some(true) => Self::Distinct,
-            _ => Self::Unknown,
-        }
+        columns(body, of_statement).unwrap_or(Self::Unknown)
     }
 }
 
-/// None where the message was not seen to its end.
-fn distinct(body: &[u8], of_statement: bool) -> Option<bool> {
+/// None where the message was not seen to its end, or a column may be
+/// anything.
+fn columns(body: &[u8], of_statement: bool) -> Option<Columns> {
     let mut body = Reader::new(body);
-    let mut distinct = true;
+    let mut found = Columns::Distinct;
+    let mut after_wide = false;
     for _ in 0..short(&mut body)? {
         string(&mut body)?;
         let (_table, _column) = (number(&mut body)?, short(&mut body)?);
         let kind = number(&mut body)?;
         let (_size, _modifier) = (short(&mut body)?, number(&mut body)?);
         let is_text = short(&mut body)? == 0 && !of_statement;
-        distinct &= is_text || TEXTS.contains(&kind) || SHORT.contains(&kind) || kind == NUMERIC;
+        let wide = !is_text && (WIDE.contains(&kind) || WIDE_ARRAYS.contains(&kind));
+        let fixed = !is_text && (SHORT.contains(&kind) || WIDE.contains(&kind));
+        let long = is_text
+            || TEXTS.contains(&kind)
+            || ARRAYS.contains(&kind)
+            || WIDE_ARRAYS.contains(&kind)
+            || kind == NUMERIC;
+        if !fixed && !long {
+            return None;
+        }
+        // What looks like an end goes on in the length of what comes next,
+        // which then is a long one.
+        if after_wide && !fixed {
+            found = Columns::Wide;
+        }
+        after_wide = wide;
     }
-    Some(distinct && body.is_empty())
+    body.is_empty().then_some(found)
 }
 
-/// The number of rows in the tag of a `SELECT` or `FETCH` that is the last
-/// message but for `ReadyForQuery`, if that is what the bytes end with.
-pub(super) fn rows(tail: &[u8]) -> Option<u64> {
+/// The tag at the end of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ending {
+    /// The number of rows in it.
+    pub(super) rows: u64,
+    /// Whether it may be in a column of 16 bytes, and in what follows that.
+    wide: bool,
+}
+
+impl Ending {
+    /// Whether it is the end, and no row of these columns.
+    pub(super) fn is_certain(self, columns: Columns) -> bool {
+        match columns {
+            Columns::Distinct => true,
+            Columns::Wide => !self.wide,
+            Columns::Unknown => false,
+        }
+    }
+}
+
+/// The tag of a `SELECT` or `FETCH` that is the last message but for
+/// `ReadyForQuery`, if that is what the bytes end with.
+pub(super) fn ending(tail: &[u8]) -> Option<Ending> {
     let tail = match tail {
         [rest @ .., 0, b'Z', 0, 0, 0, 5, b'I' | b'T' | b'E'] => rest,
         _ => return None,
@@ -69,7 +127,7 @@ pub(super) fn rows(tail: &[u8]) -> Option<u64> {
     let word = [&b"SELECT "[..], b"FETCH "]
         .into_iter()
         .find(|word| before.ends_with(word))?;
-    let [.., b'C', a, b, c, d] = before.get(..before.len() - word.len())? else {
+    let [before @ .., b'C', a, b, c, d] = before.get(..before.len() - word.len())? else {
         return None;
     };
     // It counts itself and the zero byte.
@@ -77,7 +135,27 @@ pub(super) fn rows(tail: &[u8]) -> Option<u64> {
     if usize::try_from(u32::from_be_bytes([*a, *b, *c, *d])).ok()? != length {
         return None;
     }
-    std::str::from_utf8(digits).ok()?.parse().ok()
+    Some(Ending {
+        rows: std::str::from_utf8(digits).ok()?.parse().ok()?,
+        wide: length == usize::from(WIDE_SIZE) || follows_wide(before),
+    })
+}
+
+/// Whether a column of 16 bytes may begin with the last of these, or with what
+/// comes next, and hold a length and a word behind it. What was not seen may be
+/// its length.
+fn follows_wide(before: &[u8]) -> bool {
+    // `C`, a length and `FETCH` take ten bytes of it.
+    (0..=usize::from(WIDE_SIZE) - 10).any(|held| {
+        let before = before
+            .len()
+            .checked_sub(held)
+            .and_then(|end| before.get(..end));
+        let length = [0, 0, 0, WIDE_SIZE];
+        let seen = before.unwrap_or_default();
+        let seen = seen.get(seen.len().saturating_sub(length.len())..);
+        length.ends_with(seen.unwrap_or_default())
+    })
 }
 
 #[cfg(test)]
@@ -88,13 +166,17 @@ mod tests {
     use super::*;
 
     /// The end of an answer with this tag.
-    fn ending(tag: &str) -> Vec<u8> {
+    fn of_tag(tag: &str) -> Vec<u8> {
         let length = u32::try_from(tag.len() + 5).expect("a short tag");
         let mut bytes = vec![b'C'];
         bytes.extend(length.to_be_bytes());
         bytes.extend(tag.as_bytes());
         bytes.extend(b"\0Z\0\0\0\x05I");
         bytes
+    }
+
+    fn rows(tail: &[u8]) -> Option<u64> {
+        ending(tail).map(|ending| ending.rows)
     }
 
     /// A `RowDescription` of columns with these types and forms.
@@ -132,10 +214,10 @@ mod tests {
             ("INSERT 0 5", None),
             ("COPY 5", None),
         ] {
-            assert_eq!(rows(&ending(tag)), expected, "{tag}");
+            assert_eq!(rows(&of_tag(tag)), expected, "{tag}");
         }
-        assert!(ending("SELECT 4294967295").len() <= TAIL);
-        let whole = ending("SELECT 12");
+        assert!(of_tag("SELECT 4294967295").len() <= TAIL);
+        let whole = of_tag("SELECT 12");
         for cut in 1..whole.len() {
             assert_eq!(rows(&whole[cut..]), None, "{cut}");
             assert_eq!(rows(&whole[..whole.len() - cut]), None, "{cut}");
@@ -159,21 +241,98 @@ mod tests {
         // Text never has a zero byte, whatever it is of; but it must be text.
         assert_eq!(of(&[(BYTEA, 0), (UUID, 0)], false), Columns::Distinct);
         assert_eq!(of(&[(BYTEA, 0)], true), Columns::Unknown);
-        assert_eq!(of(&[(23, 1), (UUID, 1)], false), Columns::Unknown);
+        assert_eq!(of(&[(23, 1), (UUID, 1)], false), Columns::Distinct);
+        assert_eq!(
+            of(&[(UUID, 1), (UUID, 1), (23, 1)], false),
+            Columns::Distinct
+        );
+        assert_eq!(of(&[(UUID, 1), (25, 1), (23, 1)], false), Columns::Wide);
+        assert_eq!(of(&[(25, 1), (UUID, 1)], true), Columns::Distinct);
+        assert_eq!(of(&[(UUID, 0), (25, 0)], false), Columns::Distinct);
+        // Arrays and ranges of the same, which are long.
+        const TEXTS: u32 = 1009;
+        const UUIDS: u32 = 2951;
+        assert_eq!(
+            of(&[(TEXTS, 1), (1007, 1), (3912, 1)], true),
+            Columns::Distinct
+        );
+        assert_eq!(of(&[(UUID, 1), (1007, 1)], true), Columns::Wide);
+        assert_eq!(of(&[(UUIDS, 1), (UUID, 1)], true), Columns::Distinct);
+        assert_eq!(of(&[(UUID, 1), (UUIDS, 1)], true), Columns::Wide);
+        // Nor of an enumeration, an array of `bytea`, or what comes after one.
+        for kind in [16_384, 1001, 869] {
+            assert_eq!(of(&[(kind, 1)], false), Columns::Unknown);
+            assert_eq!(
+                of(&[(kind, 1), (UUID, 1), (25, 1)], false),
+                Columns::Unknown
+            );
+        }
         let whole = description(&[(23, 0), (25, 0)]);
         for cut in 1..whole.len() {
             let begin = &whole[..whole.len() - cut];
             assert_eq!(Columns::of(begin, false), Columns::Unknown, "{cut}");
         }
-        // Why the others are not: these rows are cut within their last column.
-        let fake = ending("SELECT 7");
-        let bytes = row(std::slice::from_ref(&fake));
+        // Why the others are not.
+        let bytes = row(&[of_tag("SELECT 7")]);
         assert_eq!(rows(&bytes), Some(7));
-        let (uuid, text) = fake.split_at(fake.len() - 5);
-        let uuid = [b"x", uuid].concat();
-        assert_eq!(uuid.len(), 16);
-        let bytes = row(&[uuid, [&text[4..], b"even"].concat()]);
-        assert_eq!(rows(&bytes[..bytes.len() - 4]), Some(7));
+    }
+
+    /// Rows of a column of 16 bytes and a long one that end like an answer,
+    /// cut within the latter: the bytes of both, and what is seen of those.
+    fn pretenders() -> Vec<Vec<u8>> {
+        let mut found = Vec::new();
+        for tag in ["SELECT 7", "SELECT 77", "FETCH 7", "FETCH 77"] {
+            let whole = of_tag(tag);
+            for held in 0..=6 {
+                let mut bytes = vec![b'x'; held];
+                bytes.extend(&whole);
+                if bytes.len() > 16 {
+                    let (wide, rest) = bytes.split_at(16);
+                    // What is left is a length, and what is within it.
+                    found.push([b"\0\0\0\x10", wide, rest].concat());
+                }
+            }
+        }
+        // The length is one of the tag, too.
+        found.push(of_tag("SELECT 7777"));
+        found.push(of_tag("FETCH 77777"));
+        found
+    }
+
+    #[test]
+    fn what_may_be_a_wide_column_is_not_certain() {
+        for bytes in pretenders() {
+            for before in [&b""[..], b"D\0\0\x20\0\0\x02", b"0123456789abcdef"] {
+                let bytes = [before, &bytes].concat();
+                for from in 0..bytes.len() {
+                    let Some(found) = ending(&bytes[from..]) else {
+                        break;
+                    };
+                    assert!(!found.is_certain(Columns::Wide), "{bytes:x?} {from}");
+                    assert!(!found.is_certain(Columns::Unknown));
+                    assert!(found.is_certain(Columns::Distinct));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_end_behind_other_columns_is_certain() {
+        let text = |text: &str| text.as_bytes().to_vec();
+        let wide = || b"0123456789abcdef".to_vec();
+        for columns in [
+            vec![wide(), text("a")],
+            vec![wide(), text("a text that is longer than others")],
+            vec![text("a"), wide()],
+            vec![wide(), Vec::new(), vec![0; 8]],
+        ] {
+            for tag in ["SELECT 7", "SELECT 777", "SELECT 77777", "FETCH 777"] {
+                let bytes = [row(&columns), of_tag(tag)].concat();
+                let seen = &bytes[bytes.len().saturating_sub(TAIL)..];
+                let found = ending(seen).expect("an end");
+                assert!(found.is_certain(Columns::Wide), "{columns:?} {tag}");
+            }
+        }
     }
 
     /// Bytes as they may stand in an ending, or next to what does.
@@ -183,7 +342,7 @@ mod tests {
             any::<[Index; 2]>(),
         );
         let part = part.prop_map(|(tag, ends)| {
-            let whole = ending(tag);
+            let whole = of_tag(tag);
             let [a, b] = ends.map(|end| end.index(whole.len() + 1));
             whole[a.min(b)..a.max(b)].to_vec()
         });
@@ -221,19 +380,61 @@ mod tests {
         prop_oneof![text, json, short, numeric]
     }
 
+    /// A column of 16 bytes.
+    fn wide() -> impl Strategy<Value = Vec<u8>> {
+        bytes().prop_map(|mut bytes| {
+            bytes.resize(16, 0);
+            bytes
+        })
+    }
+
+    /// An array of one dimension, with elements of one kind.
+    fn array(element: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
+        (proptest::collection::vec(element, 0..4), any::<u32>()).prop_map(|(elements, bound)| {
+            let count = u32::try_from(elements.len()).expect("few");
+            let mut bytes: Vec<u8> = [1, 0, 25, count, bound]
+                .into_iter()
+                .flat_map(u32::to_be_bytes)
+                .collect();
+            for element in &elements {
+                bytes.extend(u32::try_from(element.len()).expect("short").to_be_bytes());
+                bytes.extend(element);
+            }
+            bytes
+        })
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         fn rows_of_distinct_columns_never_look_like_an_end(
-            found in proptest::collection::vec(proptest::collection::vec(column(), 0..5), 1..6),
+            found in proptest::collection::vec(
+                proptest::collection::vec(prop_oneof![column(), array(column())], 0..5),
+                1..6,
+            ),
         ) {
             let mut bytes: Vec<u8> = found.iter().flat_map(|columns| row(columns)).collect();
             for end in 0..=bytes.len() {
                 prop_assert_eq!(rows(&bytes[..end]), None);
             }
-            bytes.extend(ending("SELECT 6"));
+            bytes.extend(of_tag("SELECT 6"));
             prop_assert_eq!(rows(&bytes), Some(6));
+        }
+
+        #[test]
+        fn rows_with_wide_columns_and_arrays_are_never_taken_for_an_end(
+            found in proptest::collection::vec(
+                proptest::collection::vec(prop_oneof![column(), wide(), array(column()), array(wide())], 0..5),
+                1..6,
+            ),
+        ) {
+            let bytes: Vec<u8> = found.iter().flat_map(|columns| row(columns)).collect();
+            for end in 0..=bytes.len() {
+                let seen = &bytes[end.saturating_sub(TAIL)..end];
+                let certain = ending(seen).is_some_and(|found| found.is_certain(Columns::Wide));
+                prop_assert!(!certain);
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::ending::{Columns, TAIL};
+use super::ending::{Ending, TAIL};
 use super::message::Frames;
 use super::operation::Pending;
 
@@ -62,7 +62,7 @@ impl Group {
 impl Group {
     /// Whether the number of rows at the end of its answer, of which messages
     /// were not seen, is certain to be that of its only execution.
-    pub(super) fn may_end_with(&self, rows: u64) -> bool {
+    pub(super) fn ends_with(&self, ending: Ending) -> bool {
         let (Some(pending), 1) = (self.pending.front(), self.pending.len()) else {
             return false;
         };
@@ -72,14 +72,16 @@ impl Group {
             _ => false,
         };
         // Rows that came tell apart what only makes a table of them.
-        let came = pending.rows.is_some_and(|seen| 0 < seen && seen <= rows);
+        let came = pending
+            .rows
+            .is_some_and(|seen| 0 < seen && seen <= ending.rows);
         single
             && came
             && !self.uncertain
             && !self.failed
             && pending.failure.is_none()
             && (pending.executions, pending.completed) == (1, 0)
-            && pending.columns == Columns::Distinct
+            && ending.is_certain(pending.columns)
     }
 }
 
