@@ -205,7 +205,7 @@ pub(crate) fn started(target: &Target, parent: u32, pid: u32, tid: u32) {
         if finding.rule != rule::UNOWNED_WORK {
             way = finding.rule;
         }
-    } else if is_own(target, tstate, pid == parent) {
+    } else if is_own(target, starter, tstate, pid == parent) {
         count(Counter::StartedByRequest);
         owner = finding.owner;
         way = finding.rule;
@@ -221,7 +221,10 @@ pub(crate) fn started(target: &Target, parent: u32, pid: u32, tid: u32) {
     thread.rule = u32::from(way);
     if pid == parent {
         thread.flags = thread_flag::BORN;
-    } else if way != 0 {
+        return;
+    }
+    thread.flags = starter.flags & thread_flag::EXECUTED;
+    if way != 0 {
         // The child goes on in its parent's context to its end; nothing else
         // of the parent's goes on there.
         thread.loop_context = context;
@@ -232,9 +235,9 @@ pub(crate) fn started(target: &Target, parent: u32, pid: u32, tid: u32) {
 /// now. What another program starts, it starts for whom it was started
 /// itself.
 #[inline(always)]
-fn is_own(target: &Target, tstate: u64, thread: bool) -> bool {
+fn is_own(target: &Target, starter: &Thread, tstate: u64, thread: bool) -> bool {
     if tstate == 0 {
-        return target.flags & target_flag::PYTHON == 0;
+        return may_be_no_python(target, starter);
     }
     let Some(layout) = stacks::layout(target.layout) else {
         return false;
@@ -262,14 +265,23 @@ pub(crate) fn executed(pid_tgid: u64, before: u64) {
     {
         thread.owner = owner;
         thread.rule = way;
+        thread.flags = thread_flag::EXECUTED;
     }
+}
+
+/// Whether a thread without a Python state may be of a program that is no
+/// Python. The agent may have told of the process just after it has executed
+/// it, and not have noticed yet.
+#[inline(always)]
+fn may_be_no_python(target: &Target, thread: &Thread) -> bool {
+    target.flags & target_flag::PYTHON == 0 || thread.flags & thread_flag::EXECUTED != 0
 }
 
 /// Who owns what a thread does without a Python state: nobody, unless it is
 /// of a program that is no Python, which was started for somebody.
 #[inline(always)]
 pub(crate) fn outside_python(target: &Target, thread: &Thread) -> Finding {
-    if target.flags & target_flag::PYTHON == 0 && thread.rule != 0 {
+    if thread.rule != 0 && may_be_no_python(target, thread) {
         return threads::finding(thread);
     }
     Finding {

@@ -582,6 +582,10 @@ pub(crate) mod thread_flag {
     /// It may be one for which there was no room for a while: what it did
     /// then is not known. Until it waits.
     pub(crate) const UNSURE: u32 = 256;
+    /// It has executed its program while its process was traced, or its process
+    /// was forked by such a thread: what the agent has told of the process may
+    /// be true of the program before.
+    pub(crate) const EXECUTED: u32 = 512;
     /// It is inside a call that reads from or writes to a TLS session.
     pub(crate) const IN_TLS: u32 = 1 << 16;
 }

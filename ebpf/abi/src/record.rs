@@ -367,7 +367,7 @@ pub mod query_flag {
     /// More may come under this id.
     pub const PART: u8 = 16;
     /// No statement: the call that ran several under this id is over.
-    /// [`QueryEnd::rows`] is how many have ended.
+    /// [`super::QueryEnd::rows`] is how many have ended.
     pub const OVER: u8 = 32;
 }
 
